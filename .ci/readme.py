@@ -29,6 +29,7 @@ c.NbConvertApp.output_base = "README"
 c.NbConvertApp.use_output_suffix = True
 c.FilesWriter.build_directory = "."
 c.MarkdownExporter.preprocessors = [FromTheTop]
+c.CoalesceStreamsPreprocessor.enabled = True
 c.TagRemovePreprocessor.enabled = True
 c.TagRemovePreprocessor.remove_input_tags = {"hide-input"}
 c.TagRemovePreprocessor.remove_cell_tags = {"hide-cell"}

@@ -20,6 +20,7 @@ from fastcore.basics import patch
 from torch import Tensor
 
 from .core import InputError, Registry, atomic_write, check_value, progress, settings, unknown
+from .figures import figure
 
 # %% ../nbs/10_data.ipynb #random-crop-flip
 def random_crop_flip(x: Tensor,                     # (B, C, H, W) uint8
@@ -418,17 +419,16 @@ def load_dataset(name: str,                         # digits, cifar10, cifar100,
 # %% ../nbs/10_data.ipynb #plot-samples
 def plot_samples(split: Split, class_names: list[str], rows: int = 3, cols: int = 10, epoch: int | None = 0):
     "A grid of images as training sees them (`epoch=None`: as they are); plotly Figure."
-    import plotly.graph_objects as go
     from PIL import Image
     x, y = next(split.batches(min(rows*cols, len(split)), epoch=epoch))
     x = ((x*split.std.view(3, 1, 1) + split.mean.view(3, 1, 1))*255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
     size, gap = x.shape[1], max(2, x.shape[1]//8)
     step = size + gap
-    fig = go.Figure()
+    fig = figure(width=90*cols, height=125*rows, margin=dict(l=0, r=0, t=0, b=0))
     for i in range(len(x)):
         r, c = divmod(i, cols)
         fig.add_layout_image(source=Image.fromarray(x[i]), x=c*step, y=-r*1.35*step, sizex=size, sizey=size, xref="x", yref="y", layer="above")
         name = class_names[int(y[i])] if y[i] >= 0 else "–"
         fig.add_annotation(x=c*step + size/2, y=-r*1.35*step - size, text=name[:12], showarrow=False, yanchor="top", font_size=11)
     fig.update_xaxes(visible=False, range=[-gap, cols*step]); fig.update_yaxes(visible=False, range=[-rows*1.35*step + gap/2, gap], scaleanchor="x")
-    return fig.update_layout(width=90*cols, height=125*rows, margin=dict(l=0, r=0, t=0, b=0), plot_bgcolor="rgba(0,0,0,0)", paper_bgcolor="rgba(0,0,0,0)")
+    return fig

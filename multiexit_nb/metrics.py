@@ -28,7 +28,7 @@ def exit_accuracy(logits: Tensor,    # (M, N, K)
                   k: int = 1
                  ) -> Tensor:        # (M,), fractions
     "The top-k accuracy of each exit."
-    return topk_correct(logits, targets, (k,))[0].double().mean(-1)
+    return topk_correct(logits, targets, (k,))[0].float().mean(-1)
 
 # %% ../nbs/23_metrics.ipynb #anytime-probs
 def anytime_probs(logits: Tensor,         # (M, N, K)

@@ -78,9 +78,9 @@ _PRESETS = dict(
     dih=dict(epochs=200, batch_size=64, nesterov=True, milestones=(0.3, 0.6, 0.9)),
     msdnet=dict(epochs=300, batch_size=64, weight_decay=1e-4),
     **{"mate-fine-grained": dict(epochs=200, batch_size=32),
-       "dbt-cifar": dict(epochs=300, batch_size=64, nesterov=True, weight_decay=1e-4),
-       "dbt-cifar-mean": dict(epochs=300, batch_size=64, nesterov=True, weight_decay=1e-4, lr=0.5),
-       "dbt-imagenet": dict(epochs=90, batch_size=256, nesterov=True, weight_decay=1e-4, milestones=(1/3, 2/3)),
+       "dbt-cifar": dict(epochs=300, batch_size=64, nesterov=True, weight_decay=1e-4, lr=0.5),     # with the mean over exits
+       "dbt-cifar-sum": dict(epochs=300, batch_size=64, nesterov=True, weight_decay=1e-4),
+       "dbt-imagenet": dict(epochs=90, batch_size=256, lr=0.5, nesterov=True, weight_decay=1e-4, milestones=(1/3, 2/3)),
        "hdkd-cifar": dict(epochs=300, weight_decay=1e-4),
        "hdkd-imagenet": dict(epochs=90, batch_size=1024, weight_decay=1e-4, milestones=(1/3, 2/3))})
 
@@ -207,8 +207,8 @@ def _scores(sums: dict, n: int) -> dict:
     teacher = sums.pop("teacher", None)
     scores = {k: (100*v/n if k in ("top1", "top5", "anytime") else v/n).tolist() for k, v in sums.items() if not k.startswith("observe/")}
     if teacher is not None and bool((teacher[:, 1] > 0).any()):
-        t = (100*teacher[:, 0]/teacher[:, 1]).tolist()
-        scores |= dict(teacher_top1=t, gap=[a - b for a, b in zip(t, scores["top1"], strict=True)])
+        t = [100*hits/of if of else None for hits, of in teacher.tolist()]      # None: an exit without a teacher
+        scores |= dict(teacher_top1=t, gap=[None if a is None else a - b for a, b in zip(t, scores["top1"], strict=True)])
     return scores | {k.removeprefix("observe/"): (v/n).tolist() for k, v in sums.items() if k.startswith("observe/")}
 
 # %% ../nbs/40_trainer.ipynb #save-checkpoint

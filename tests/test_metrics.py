@@ -4,8 +4,7 @@ import torch
 
 from multiexit_nb.core import InputError
 from multiexit_nb.methods import create_method
-from multiexit_nb.metrics import (anytime_probs, calibration_error, exit_accuracy, learning_gaps, teacher_accuracy,
-                                  topk_correct)
+from multiexit_nb.metrics import anytime_probs, calibration_error, exit_accuracy, learning_gaps, teacher_accuracy, topk_correct
 
 torchmetrics = pytest.importorskip("torchmetrics")
 from torchmetrics.functional.classification import multiclass_accuracy, multiclass_calibration_error

@@ -152,7 +152,7 @@ def against_the_floors(nbs: dict[str, dict]) -> list[str]:
         for name in {n for c in code_cells(nb) for n in imported_modules(source(c))}:
             other = module.get(name)
             if other and other != f and (floor(other) is None or floor(other) >= floor(f)): wrong.append(f"{f} imports {name} of {other}")
-            if name in ("multiexit_nb", "multiexit_nb.__version__") or other: continue
+            if other or name == "multiexit_nb.__version__" or any(m.startswith(f"{name}.") for m in module): continue   # a package of modules
             if module.get(name.rpartition(".")[0]) is None: wrong.append(f"{f} imports {name}: no notebook exports it")
     return wrong
 
@@ -205,6 +205,7 @@ def test_settings_are_documented_and_read(tmp_path, monkeypatch):
 def test_defaults_are_those_of_settings_ini(tmp_path, monkeypatch):
     "An installed wheel has no settings.ini: it must behave as the checkout's does."
     from multiexit_nb.core import settings
+    for name in settings(): monkeypatch.delenv(f"MULTIEXIT_{name.upper()}", raising=False)
     def relative(): return {k: v.relative_to(root) if isinstance(v, Path) else v for k, v in settings().items()}
     root = ROOT; monkeypatch.setenv("MULTIEXIT_ROOT", str(root)); ours = relative()
     root = tmp_path; monkeypatch.setenv("MULTIEXIT_ROOT", str(root))
@@ -248,9 +249,8 @@ def test_the_wheel_is_whole(copy, tmp_path):
              "from multiexit_nb.runs import published; from multiexit_nb.methods import list_methods\n"
              "print(len(published('mate', '2')), len(list_methods()))")
     rows, methods = map(int, run(sys.executable, "-c", check, tmp_path/"site", cwd=tmp_path).split())
-    from multiexit_nb.runs import published
-
     from multiexit_nb.methods import list_methods
+    from multiexit_nb.runs import published
     assert rows == len(published("mate", "2")) > 0 and methods == len(list_methods()) > 0
 
 
@@ -284,10 +284,26 @@ def test_readme_has_the_two_commands():
     assert "README.md" in ci and "pip install -e '.[dev]' && pytest" not in ci, ".ci/run reads its command from the README"
 
 
+def test_readme_tables_are_up_to_date():
+    from multiexit_nb.methods import list_methods
+    from multiexit_nb.models import list_models
+    text = (ROOT/"README.md").read_text()
+    names = [f"`{n}`" for n in list_methods() + list_models()] + [Path(f).name for f in notebooks() if f.count("/") == 1 and "index" not in f]
+    assert not [n for n in names if n not in text], "run index.ipynb, then .ci/land"
+
+
+def test_presets_name_recipes():
+    from multiexit_nb.methods import list_methods, preset_recipe, register
+    from multiexit_nb.trainer import Recipe, list_recipes
+    named = {preset_recipe(m, p): f"{m}/{p}" for m in list_methods() for p in register[m].presets}
+    assert set(named) - {None} and not {r: where for r, where in named.items() if r and r not in list_recipes()}
+    for r in set(named) - {None}: Recipe.preset(r)
+
+
 def test_links_lead_somewhere():
     wrong = []
     for f in [f for f in project_files() if f.endswith(".md")] + ["nbs/index.ipynb"]:
-        text = "\n".join(source(c) for c in load(f)["cells"]) if f.endswith(".ipynb") else (ROOT/f).read_text()
+        text = "\n".join(source(c) for c in load(f)["cells"] if c["cell_type"] == "markdown") if f.endswith(".ipynb") else (ROOT/f).read_text()
         for link in re.findall(r"\]\((?!https?:|mailto:|#)([^)#\s]+)", text):
             if not (ROOT/f).parent.joinpath(link).exists(): wrong.append(f"{f}: {link}")
     assert not wrong

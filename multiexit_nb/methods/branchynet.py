@@ -17,8 +17,6 @@ from . import Hyper, Method, register
 @register("baseline")
 class Baseline(Method):
     "CE_M: the network without its early exits."
-    def __init__(self, task): super().__init__(task)
-
     def loss(self, out, targets): return {"ce": self.ce(out.logits[-1:], targets).sum()}
 
 # %% ../../nbs/methods/branchynet.ipynb #branchynet

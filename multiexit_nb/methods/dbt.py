@@ -62,8 +62,7 @@ def labelled_share(task) -> float:
 @register("dbt")
 class DBT(Method):
     "Σ_m CE_m + Σ_m 1/|T(m)| Σ_t KD_τ(t→m), τ rising with the teachers' confidence."
-    presets = {"default": {},
-               "paper": dict(reduction="mean", recipe="dbt-cifar"),
+    presets = {"default": {}, "paper": dict(reduction="mean", recipe="dbt-cifar"),
                "imagenet": dict(reduction="mean", mu=0.1, recipe="dbt-imagenet"),
                "code": dict(reduction="mean", factor=5., recipe="dbt-cifar-sum"),
                "eed": dict(alpha=None, anneal=False, temperature=3., recipe="eed")}
@@ -84,11 +83,10 @@ class DBT(Method):
         W = teacher_matrix(teachers, task.num_exits)
         self.teaching = W.sum(1).nonzero().flatten().tolist()   # who teaches anyone, from 0
         self.register_buffer("W", W[self.teaching], persistent=False)
-        self.temperature, self.anneal = Temperature(temperature, mu, tau_star, confidence), anneal
+        self.temperature = Temperature(temperature, mu, tau_star if anneal else 1., confidence)
         self.alpha, self.distance = {"kl": 0.1, "mse": 1.}[distance] if alpha is None else alpha, distance
-        self.scale = factor / (task.num_exits if reduction == "mean" else 1)
-        self.labelled_share = labelled_share(task)
-        if task.num_unlabelled: self.needs = self.needs | {"unlabelled"}
+        self.scale, self.labelled_share = factor / (task.num_exits if reduction == "mean" else 1), labelled_share(task)
+        self.needs = frozenset({"unlabelled"}) if task.num_unlabelled else frozenset()
 
     def loss(self, out, targets):
         z, teachers = out.logits, out.logits[self.teaching].detach()
@@ -97,9 +95,6 @@ class DBT(Method):
         return {"ce": self.scale * self.ce(z, targets).sum(),
                 "kd": self.scale * self.alpha * semi_mean(kd, targets, self.labelled_share)}
 
-    def after_step(self, out):
-        if self.anneal: self.temperature.after_step(out.logits[self.teaching])
-
+    def after_step(self, out): self.temperature.after_step(out.logits[self.teaching])
     def record(self): return {"temperature": self.temperature.tau.item()}
-
     def teacher_logits(self, out): return tuple(out.logits[self.teaching][w > 0] for w in self.W.T)

@@ -1,0 +1,744 @@
+"""What every method must keep to, over all methods and presets there are, and what each of them promises.
+
+A new method is covered by the contract as soon as it is registered. Its objective is checked against a plain implementation
+if there is one for it in `REFERENCE`."""
+import copy
+import inspect
+import math
+import socket
+from typing import Annotated
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from multiexit_nb.core import InputError, MultiExitOutput
+from multiexit_nb.methods import (
+    Hyper,
+    Method,
+    Step,
+    Task,
+    _discover,
+    create_method,
+    describe_method,
+    list_methods,
+    preset_recipe,
+    register,
+    toy_run,
+)
+from multiexit_nb.methods.hdkd import Adam, onto_simplex
+from multiexit_nb.methods.mate import mix_teachers
+
+M, B, K, D = 3, 6, 5, 16
+PAIRS = [(n, p) for n in list_methods() for p in _discover()[n].presets]
+SILENT = {"baseline": {1, 2}}   # exits that are meant to get no gradient; elsewhere every exit gets some
+
+
+def make(name, preset="default", dtype=torch.float64, dims=(D,) * M, seed=0, **kw):
+    torch.manual_seed(seed)
+    kw = dict(num_exits=M, num_classes=K) | kw
+    return create_method(name, feature_dims=dims, preset=preset, **kw).to(dtype)
+
+
+def outputs(dtype=torch.float64, seed=0, m=M, b=B, k=K, d=D):
+    g = torch.Generator().manual_seed(seed)
+    z = (2 * torch.randn(m, b, k, generator=g, dtype=torch.float64)).to(dtype).requires_grad_()
+    F = tuple(torch.randn(b, d, generator=g, dtype=torch.float64).to(dtype).requires_grad_() for _ in range(m))
+    return MultiExitOutput(z, F), torch.randint(k, (b,), generator=g)
+
+
+def steps(method, n=3, seed=5):
+    "A few optimizer steps on the method's own parameters, with its hooks."
+    params = method.inner_parameters()
+    opt = torch.optim.SGD(params, 0.1) if params else None
+    for i in range(n):
+        out, y = outputs(seed=seed + i)
+        total = sum(method(out, y).values())
+        if opt: opt.zero_grad(); total.backward(); opt.step()
+        with torch.no_grad(): method.after_step(out.detach())
+
+
+def state(method): return {k: v.clone() for k, v in method.state_dict().items()}
+
+
+def same(a, b): return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+# ---------------------------------------------------------------- the contract
+@pytest.mark.parametrize("name,preset", PAIRS)
+class TestContract:
+    def test_terms_are_named_finite_float32_scalars(self, name, preset):
+        method, (out, y) = make(name, preset, torch.float32), outputs(torch.float32)
+        for o in (out, MultiExitOutput(out.logits * 1000, out.features)):
+            terms = method.loss(o, y)
+            assert terms and all(isinstance(k, str) for k in terms)
+            for v in terms.values(): assert v.shape == () and v.dtype == torch.float32 and v.isfinite()
+            assert all(g.isfinite().all() for g in torch.autograd.grad(sum(terms.values()), o.logits))
+
+    def test_calling_is_the_loss(self, name, preset):
+        method, (out, y) = make(name, preset), outputs()
+        assert {k: v.item() for k, v in method(out, y).items()} == {k: v.item() for k, v in method.loss(out, y).items()}
+
+    def test_the_right_exits_get_gradient(self, name, preset):
+        method, (out, y) = make(name, preset), outputs()
+        g = torch.autograd.grad(sum(method.loss(out, y).values()), out.logits)[0]
+        assert {m for m in range(1, M + 1) if not g[m - 1].any()} == SILENT.get(name, set())
+
+    def test_learned_parameters_get_gradient(self, name, preset):
+        method, (out, y) = make(name, preset), outputs()
+        if inner := method.inner_parameters():
+            assert all(p.requires_grad for p in inner)
+            assert all(g.any() for g in torch.autograd.grad(sum(method.loss(out, y).values()), inner))
+
+    def test_loss_changes_nothing(self, name, preset):
+        method, (out, y) = make(name, preset), outputs()
+        for mode in (True, False):
+            method.train(mode)
+            before, rng = state(method), torch.get_rng_state()
+            sum(method.loss(out, y).values()).backward()
+            method.observe(out), method.teacher_logits(out), method.record()
+            assert same(before, state(method)) and torch.equal(rng, torch.get_rng_state())
+
+    def test_state_round_trips(self, name, preset, tmp_path):
+        trained, fresh, (out, y) = make(name, preset), make(name, preset, seed=1), outputs(seed=9)
+        steps(trained)
+        torch.save(trained.state_dict(), tmp_path/"state.pt")
+        fresh.load_state_dict(torch.load(tmp_path/"state.pt", weights_only=True))
+        for m in (trained, fresh): steps(m, 2, seed=20)   # and goes on the same
+        assert same(state(trained), state(fresh)) and trained.record() == fresh.record()
+        for a, b in zip(trained.loss(out, y).values(), fresh.loss(out, y).values()): assert torch.equal(a, b)
+
+    def test_what_it_reads_it_says(self, name, preset):
+        method, (out, y) = make(name, preset), outputs()
+        g = torch.autograd.grad(sum(method.loss(out, y).values()), out.features, allow_unused=True)
+        if any(x is not None for x in g): assert "features" in method.needs
+        if "features" not in method.needs: assert method.loss(MultiExitOutput(out.logits), y)
+
+    def test_unequal_widths_are_named(self, name, preset):
+        if "features" not in make(name, preset).needs: assert make(name, preset, dims=(8, 16, 32)) and make(name, preset, dims=())
+        else:
+            with pytest.raises(InputError, match=f"{name} .*8, 16, 32"): make(name, preset, dims=(8, 16, 32))
+            with pytest.raises(InputError, match="gives none"): make(name, preset, dims=())
+
+    @pytest.mark.parametrize("label", [-1, -100])
+    def test_unlabelled_samples_count_only_where_said(self, name, preset, label):
+        method, (out, y) = make(name, preset), outputs()
+        part = torch.cat([y[:4], torch.full((2,), label)])
+        got, want = (sum(method.loss(*a).values()) for a in ((out, part), (out[:4], y[:4])))
+        torch.testing.assert_close(got, want)
+        g = torch.autograd.grad(got, out.logits)[0]
+        assert g[:, :4].any() and not g[:, 4:].any()
+        terms = method.loss(out, torch.full((B,), label))
+        assert all(v == 0 for v in terms.values())
+
+    def test_teachers_have_the_right_shape(self, name, preset):
+        method, (out, _y) = make(name, preset), outputs()
+        teachers = method.teacher_logits(out)
+        assert len(teachers) == M and all(t.shape[1:] == (B, K) and t.ndim == 3 for t in teachers)
+
+    def test_presets_and_hyperparameters_are_what_was_made(self, name, preset):
+        method, cls = make(name, preset), _discover()[name]
+        for k, v in cls.presets[preset].items():
+            if k == "recipe": assert preset_recipe(name, preset) == v
+            elif v is not None: assert method.hyper[k] == v
+        assert method.preset == preset and method.name == name
+        if preset != "default":
+            assert method.hyper != make(name).hyper or preset_recipe(name, preset)
+
+    def test_one_exit_will_do(self, name, preset):
+        method, (out, y) = make(name, preset, num_exits=1, dims=(D,)), outputs(m=1)
+        assert all(v.isfinite() for v in method.loss(out, y).values())
+        with torch.no_grad(): method.after_step(out.detach())
+        assert len(method.teacher_logits(out)) == 1
+
+    def test_float32_under_autocast(self, name, preset):
+        method, (out, y) = make(name, preset, torch.float32), outputs(torch.bfloat16)
+        with torch.autocast("cpu", dtype=torch.bfloat16): got = method.loss(out, y)
+        want = method.loss(MultiExitOutput(out.logits.float(), tuple(f.float() for f in out.features)), y)
+        for k in got:
+            assert got[k].dtype == torch.float32
+            torch.testing.assert_close(got[k], want[k], rtol=1e-4, atol=1e-4)
+
+
+# ---------------------------------------------------------------- the objectives, as the equations read
+def ce(z, y): return sum(-math.log(p[t]) for p, t in zip(z.softmax(-1).tolist(), y)) / len(y)
+
+
+def kdt(t, s, T):
+    p, q = (t / T).softmax(-1), (s / T).softmax(-1)
+    return T**2 * sum(p[b, k] * (p[b, k] / q[b, k]).log() for b in range(len(p)) for k in range(p.shape[1])) / len(p)
+
+
+def l2(a, b): return sum((x - y)**2 for x, y in zip(a.flatten(), b.flatten())) / a.numel()
+
+
+def ref_baseline(z, F, y, h, m): return ce(z[-1], y)
+
+
+def ref_branchynet(z, F, y, h, m):
+    w = h["weights"] if isinstance(h["weights"], list) else [h["weights"]] * len(z)
+    return sum(w[i] * ce(z[i], y) for i in range(len(z))) / (len(z) if h["reduction"] == "mean" else 1)
+
+
+def ref_byot(z, F, y, h, m):
+    total = ce(z[-1], y)
+    for i in range(len(z) - 1):
+        soft = kdt(z[-1], z[i], h["temperature"]) if h["distance"] == "kl" else l2(z[-1], z[i])
+        total = total + h["ce_weight"] * ce(z[i], y) + h["alpha"] * soft
+        mask = ((F[i] > 0) | (F[-1] > 0)) if h["feature"] == "masked" else 1
+        if h["beta"]: total = total + h["beta"] * l2(F[i] * mask, F[-1] * mask)
+    return total
+
+
+def ref_dbt(z, F, y, h, m):
+    n, total = len(z), 0
+    for i in range(n):
+        ts = {"last": [n - 1] if i < n - 1 else [], "all-later": list(range(i + 1, n))}[h["teachers"]] \
+            if isinstance(h["teachers"], str) else [t - 1 for t in h["teachers"].get(i + 1, [])]
+        d = [kdt(z[t], z[i], h["temperature"]) if h["distance"] == "kl" else l2(z[t], z[i]) for t in ts]
+        total = total + ce(z[i], y) + (h["alpha"] * sum(d) / len(d) if d else 0)
+    return total * h["factor"] / (n if h["reduction"] == "mean" else 1)
+
+
+def ref_dks(z, F, y, h, m):
+    n = len(z)
+    return sum(ce(x, y) for x in z) + h["alpha"] * sum(kdt(z[j], z[i], h["temperature"]) for i in range(n) for j in range(n) if i != j)
+
+
+def ref_eed(z, F, y, h, m):
+    who, total = [e - 1 for e in h["teacher_exits"]], 0
+    Gz, Gf = sum(z[i] for i in who) / len(who), sum(F[i] for i in who) / len(who)
+    for i in range(len(z)):
+        d = l2(z[i], Gz) if h["distance"] == "mse" else kdt(Gz, z[i], h["temperature"]) / (1 if h["t_squared"] else h["temperature"]**2)
+        total = total + ce(z[i], y) + h["alpha"] * d + (h["beta"] * l2(F[i], Gf) if h["beta"] else 0)
+    return total
+
+
+def ref_mate(z, F, y, h, m):
+    n, b = z.shape[:2]
+    alpha = h["alpha"] if isinstance(h["alpha"], list) else [h["alpha"]] * n
+    net, z_hat = m.weight_network, torch.zeros_like(z)
+    for s in range(b):
+        if h["weight_network"] == "attention":
+            q, k = ([lin.weight @ F[i][s] for i in range(n)] for lin in (net.query, net.key))
+            w = [torch.stack([q[j] @ k[i] for i in range(n)]).softmax(0) for j in range(n)]
+        else:
+            raw = net.linear(torch.stack([torch.cat([f[c] for f in F]) for c in range(b)]))
+            x = (raw[s] - raw.mean(0)) / (raw.var(0, unbiased=False) + net.norm.eps).sqrt()
+            w = [x[j * n:(j + 1) * n].relu().softmax(0) for j in range(n)]
+        for j in range(n): z_hat[j, s] = sum(w[j][i] * z[i, s] for i in range(n))
+    T, every = h["temperature"], range(n) if h["diverse_teachers"] else []
+    return sum(ce(z[i], y) + sum(kdt(z_hat[j], z[i], T) for j in every) + (alpha[i] + (not h["diverse_teachers"])) * kdt(z_hat[i], z[i], T)
+               for i in range(n))
+
+
+def ref_dense(z, F, y, h, m):
+    n, g = len(z), m.gamma
+    return sum(g[i, i] * ce(z[i], y) for i in range(n)) + sum(g[i, j] * kdt(z[i], z[j], h["temperature"]) for i in range(n) for j in range(i))
+
+
+def ref_naive_dkd(z, F, y, h, m):
+    n = len(z)
+    return sum(ce(x, y) for x in z) + h["lam"] * sum(kdt(z[i], z[j], h["temperature"]) for i in range(n) for j in range(i))
+
+
+def ref_hmsdnet(z, F, y, h, m): return sum(m.gamma[i, i] * ce(z[i], y) for i in range(len(z)))
+
+
+ref_hdkd = ref_hdbt = ref_dense
+REFERENCE = {k[4:]: v for k, v in list(globals().items()) if k.startswith("ref_")}
+VARIANTS = [("branchynet", dict(weights=[1, 2, 3])), ("branchynet", dict(weights=[1, 0, 3], reduction="mean")),
+            ("byot", dict(distance="mse", alpha=.5)), ("byot", dict(preset="eed", distance="mse")), ("byot", dict(beta=2, temperature=1)),
+            ("dbt", dict(teachers="all-later", temperature=2)), ("dbt", dict(teachers={1: [2, 3], 3: [1]}, distance="mse", alpha=.3)),
+            ("dbt", dict(preset="eed", distance="mse")), ("dks", dict(alpha=.1)),
+            ("eed", dict(distance="mse", beta=1)), ("eed", dict(teacher_exits=[1, 3], beta=.5)), ("eed", dict(teacher_exits=[2], t_squared=False)),
+            ("mate", dict(alpha=[1, 0, 7], temperature=4)), ("mate", dict(diverse_teachers=False)), ("mate", dict(weight_network="gate")),
+            ("mate", dict(weight_network="gate", diverse_teachers=False, alpha=0)), ("mate", dict(alpha=0)),
+            ("naive_dkd", dict(lam=.3)), ("hdkd", dict(start="dbt-like")), ("hdkd", dict(start="random")), ("hmsdnet", dict(start="random")),
+            ("hdbt", dict(fixed_gamma=[[1, 0, 0], [0, 2, 0], [.5, 3, 1]]))]
+CASES = [(n, dict(preset=p)) for n, p in PAIRS if n in REFERENCE] + VARIANTS
+
+
+@pytest.mark.parametrize("name,kw", CASES, ids=str)
+def test_objective_is_the_equation(name, kw):
+    method, (out, y) = make(name, **kw), outputs()
+    got = sum(method.loss(out, y).values())
+    with torch.no_grad(): want = REFERENCE[name](out.logits, out.features, y, method.hyper, method)
+    assert got.item() == pytest.approx(float(want), abs=1e-6, rel=1e-9)
+
+
+def test_every_method_of_the_first_issue_has_a_reference():
+    assert {"baseline", "branchynet", "byot", "dbt", "dks", "eed", "mate"} <= set(REFERENCE) & set(list_methods())
+
+
+DOCUMENTED = {   # methods.md: what each preset makes of the hyperparameters
+    ("branchynet", "dbt"): dict(reduction="mean"),
+    ("byot", "default"): dict(alpha=.3, ce_weight=.7, temperature=3, beta=0, distance="kl"),
+    ("byot", "mate"): dict(alpha=1, ce_weight=1, temperature=3, beta=0),
+    ("byot", "eed"): dict(alpha=.1, ce_weight=1, temperature=3, beta=1, feature="mse"),
+    ("byot", "feature"): dict(alpha=.3, feature="masked"),
+    ("dbt", "default"): dict(teachers="last", temperature=1, anneal=True, mu=.5, tau_star=1.05, reduction="sum", alpha=1, factor=1),
+    ("dbt", "paper"): dict(reduction="mean", mu=.5), ("dbt", "imagenet"): dict(reduction="mean", mu=.1),
+    ("dbt", "code"): dict(reduction="mean", factor=5), ("dbt", "eed"): dict(alpha=.1, temperature=3, anneal=False, reduction="sum"),
+    ("dks", "default"): dict(temperature=3), ("dks", "code"): dict(temperature=1),
+    ("eed", "default"): dict(alpha=.1, beta=0, temperature=3, t_squared=True, teacher_exits=[1, 2, 3], distance="kl"),
+    ("eed", "paper"): dict(alpha=1, temperature=3, t_squared=False), ("eed", "mate"): dict(alpha=1, temperature=3, t_squared=True),
+    ("naive_dkd", "default"): dict(lam=1, temperature=3),
+    ("hdkd", "default"): dict(start="ds-like", a=.5, ema=.9, gamma_lr=1e-3, constraint="clamp", meta_every=1, reuse=False, temperature=3),
+    ("hdkd", "paper"): dict(reuse=True, start="ds-like"), ("hdbt", "default"): dict(start="dbt-like"),
+    ("mate", "default"): dict(alpha=3, temperature=3, diverse_teachers=True, weight_network="attention"),
+}
+
+
+@pytest.mark.parametrize("name,preset", DOCUMENTED, ids=str)
+def test_presets_are_as_documented(name, preset):
+    hyper = make(name, preset).hyper
+    assert {k: hyper[k] for k in DOCUMENTED[name, preset]} == DOCUMENTED[name, preset]
+
+
+def test_mse_has_weight_one_where_kl_has_a_tenth():
+    for name, preset in (("eed", "default"), ("byot", "eed"), ("dbt", "eed")):
+        assert make(name, preset).hyper["alpha"] == .1 and make(name, preset, distance="mse").hyper["alpha"] == 1
+
+
+# ---------------------------------------------------------------- wrong input
+@pytest.mark.parametrize("kw,says", [
+    (dict(name="mat"), "unknown method 'mat'. Did you mean 'mate'"), (dict(alfa=1), "Did you mean 'alpha'?"),
+    (dict(preset="papr"), "Did you mean 'paper'?"), (dict(alpha=-1), "alpha=-1: expected .* ≥ 0"), (dict(alpha="3"), "alpha='3'"),
+    (dict(alpha=[1, 2]), r"one per exit \(3\)"), (dict(alpha=[1, 2, -3]), "≥ 0"), (dict(alpha=True), "alpha=True"),
+    (dict(alpha=float("nan")), "alpha=nan"), (dict(temperature=0), "temperature=0: expected number ≥ 0.1"), (dict(temperature=[3]), "temperature"),
+    (dict(weight_network="gates"), "'attention' | 'gate'"), (dict(diverse_teachers=1), "true or false"),
+    (dict(name="eed", teacher_exits=[4]), "1 … 3"), (dict(name="eed", teacher_exits=[0]), "≥ 1"), (dict(name="eed", teacher_exits=[]), "1 … 3"),
+    (dict(name="eed", teacher_exits=[1.5]), "whole number"), (dict(name="eed", distance="l1"), "'kl' | 'mse'"),
+    (dict(name="dbt", teachers="first"), "'last' | 'all-later'"), (dict(name="dbt", teachers={1: [9]}), "exits 1 … 3"),
+    (dict(name="dbt", teachers={0: [1]}), "exits 1 … 3"), (dict(name="dbt", teachers={2: [2]}), "none teaching itself"),
+    (dict(name="dbt", mu=1.5), "0 … 1"), (dict(name="dbt", tau_star=.9), "≥ 1"), (dict(name="dbt", num_unlabelled=5), "num_train"),
+    (dict(name="byot", alpha=2), "at most 1"), (dict(name="baseline", alpha=2), "unknown hyperparameter of baseline 'alpha'"),
+    (dict(name="branchynet", weights=[1]), "one per exit"), (dict(num_exits=0), "num_exits=0"), (dict(num_classes=1), "num_classes=1"),
+    (dict(name="hdkd", fixed_gamma=[[1, 0, 0]]), "3 rows of 3"), (dict(name="hdkd", fixed_gamma=[[1, 0, 0], [0, -1, 0], [0, 0, 1]]), "≥ 0"),
+    (dict(name="hdbt", fixed_gamma=[[1, 0, 0], [1, 1, 0], [1, 1, 1]]), "no objective"), (dict(name="hdkd", meta_every=0), "≥ 1"),
+    (dict(name="hdkd", constraint="clip"), "'clamp' | 'none' | 'simplex'"), (dict(name="hdkd", a=2), "0 … 1"),
+    (dict(num_train=-3), "num_train=-3"), (dict(num_exits=4), "one width per exit")], ids=str)
+def test_wrong_input_is_answered_in_one_line(kw, says):
+    with pytest.raises(InputError, match=says) as e: make(**dict(name="mate") | kw)
+    assert "\n" not in str(e.value)
+
+
+def test_numbers_are_taken_as_people_write_them():
+    assert make("mate", alpha=3).hyper["alpha"] == 3.0 and make("mate", alpha=(1, 2, 3)).hyper["alpha"] == [1., 2., 3.]
+    assert make("dbt", teachers={1: (2, 3)}).teacher_logits(outputs()[0])[0].shape[0] == 2
+
+
+@pytest.mark.parametrize("name", list_methods())
+def test_help_names_every_hyperparameter(name):
+    table, cls = describe_method(name), _discover()[name]
+    names = [p.name for p in inspect.signature(cls.__init__).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    assert list(table.index) == names and cls.__doc__ and cls.__doc__ != Method.__doc__
+    if names: assert all(table["meaning"]) and all(table["type"])
+
+
+def test_a_method_in_a_cell_is_a_method_everywhere():
+    class Halved(Method):
+        "share · Σ CE_i."
+        def __init__(self, task, *, share: Annotated[float, Hyper("share", low=0)] = .5):
+            super().__init__(task)
+            self.share = share
+
+        def loss(self, out, targets): return {"ce": self.share * self.ce(out.logits, targets).sum()}
+
+    register("halved")(Halved)
+    try:
+        (out, y), method = outputs(), make("halved")
+        assert "halved" in list_methods() and method.loss(out, y)["ce"].item() == pytest.approx(make("branchynet").loss(out, y)["ce"].item() / 2)
+        with pytest.raises(InputError, match="Did you mean 'share'"): make("halved", shore=1)
+    finally: register._items.pop("halved")
+
+
+def test_task_is_frozen():
+    with pytest.raises(AttributeError): Task(3, 5).num_exits = 4
+
+
+def test_label_smoothing_reaches_every_method():
+    for name in list_methods():
+        method, (out, y) = make(name), outputs()
+        plain = method.loss(out, y)["ce"].item()
+        method.label_smoothing = .1
+        assert method.loss(out, y)["ce"].item() != pytest.approx(plain)
+
+
+# ---------------------------------------------------------------- efficiency
+class Largest(TorchDispatchMode):
+    "Notes the largest tensor any operation makes."
+    numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for t in out if isinstance(out, (tuple, list)) else [out]:
+            if isinstance(t, torch.Tensor): self.numel = max(self.numel, t.numel())
+        return out
+
+
+@pytest.mark.parametrize("name", list_methods())
+def test_no_tensor_of_all_pairs_times_classes(name):
+    m, b, k = 11, 16, 300
+    method, (out, y) = make(name, num_exits=m, num_classes=k, dims=(D,) * m, dtype=torch.float32), outputs(torch.float32, m=m, b=b, k=k)
+    with Largest() as seen: sum(method.loss(out, y).values()).backward()
+    assert seen.numel <= 2 * m * b * k
+
+
+def test_operations_do_not_grow_with_exits():
+    class Count(TorchDispatchMode):
+        n = 0
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None): self.n += 1; return func(*args, **(kwargs or {}))
+    for name in list_methods():
+        counts = []
+        for m in (3, 9):
+            method, (out, y) = make(name, num_exits=m, dims=(D,) * m), outputs(m=m)
+            with Count() as c: method.loss(out, y)
+            counts.append(c.n)
+        assert counts[0] == counts[1], name
+
+
+# ---------------------------------------------------------------- dbt
+def test_temperature_rises_after_the_batch_and_never_falls():
+    (out, y), method, z = outputs(), make("dbt"), torch.zeros(M, B, K)
+    sure, unsure = z.clone(), MultiExitOutput(z)
+    sure[..., 0] = 18
+    sure, tau = MultiExitOutput(sure), lambda: method.record()["temperature"]
+    before = method.loss(out, y)["kd"].item()
+    assert method.loss(sure, y) and tau() == 1
+    method.after_step(sure)
+    assert tau() == pytest.approx(1.05) and method.loss(out, y)["kd"].item() != pytest.approx(before)
+    method.after_step(unsure)
+    assert tau() == pytest.approx(1.05)
+    for _ in range(200): method.after_step(sure)
+    confidence = lambda t: math.exp(18 / t) / (math.exp(18 / t) + K - 1)
+    assert confidence(tau()) <= .5 < confidence(tau() / 1.05)   # it stops at the first step below μ
+
+
+def test_a_fixed_temperature_stays():
+    method = make("dbt", anneal=False, temperature=2)
+    steps(method)
+    assert method.record() == {"temperature": 2.} and make("dbt", "eed").record() == {"temperature": 3.}
+
+
+def test_only_teachers_confidence_counts():
+    z = torch.zeros(M, B, K)
+    z[0, :, 0] = 99
+    method = make("dbt")
+    method.after_step(MultiExitOutput(z))
+    assert method.record()["temperature"] == 1
+    mixed, z2 = {c: make("dbt", teachers={1: [2, 3]}, confidence=c, mu=.8) for c in ("mean-of-max", "max-of-mean")}, torch.zeros(M, B, K)
+    z2[1, :, 1], z2[2, :, 2] = 99, 99   # both sure, of different classes
+    for m in mixed.values(): m.after_step(MultiExitOutput(z2))
+    assert [m.record()["temperature"] for m in mixed.values()] == pytest.approx([1.05, 1])
+
+
+def _worker(rank, world, port, queue):
+    import torch.distributed as dist
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
+    z = torch.zeros(M, B, K)
+    if rank == 0: z[..., 0] = 99   # confidence 1 here and 1/5 there: 0.6 on average
+    temperatures = []
+    for mu in (.5, .7):
+        method = create_method("dbt", num_exits=M, num_classes=K, mu=mu)
+        method.after_step(MultiExitOutput(z))
+        temperatures.append(method.record()["temperature"])
+    queue.put((rank, temperatures))
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_confidence_is_averaged_over_processes():
+    with socket.socket() as s: s.bind(("127.0.0.1", 0)); port = s.getsockname()[1]
+    ctx = torch.multiprocessing.get_context("spawn")
+    queue = ctx.Queue()
+    procs = [ctx.Process(target=_worker, args=(r, 2, port, queue)) for r in range(2)]
+    for p in procs: p.start()
+    got = dict(queue.get(timeout=120) for _ in procs)
+    for p in procs: p.join(60)
+    assert got[0] == got[1] == pytest.approx([1.05, 1.])
+
+
+def test_semi_supervised_is_equation_6():
+    "Over batches of any one mix, the mean of the batch objectives is the objective on all data."
+    n, u = 6, 18
+    out, y = outputs(b=n + u)
+    out = out.detach()
+    y[n:] = -1
+    method = make("dbt", num_train=n, num_unlabelled=u, temperature=2, anneal=False)
+    whole = sum(ce(z[:n], y[:n]) for z in out.logits) + sum(kdt(out.logits[-1], z, 2.) for z in out.logits[:-1])
+    for labelled, unlabelled in ((6, 18), (2, 6), (2, 2), (1, 9), (3, 3)):   # 1:3 is the mix of the data, the others are not
+        batches = max(n // labelled, u // unlabelled)
+        total = 0
+        for i in range(batches):
+            rows = [(i * labelled + r) % n for r in range(labelled)] + [n + (i * unlabelled + r) % u for r in range(unlabelled)]
+            total = total + sum(method.loss(out[torch.tensor(rows)], y[rows]).values()) / batches
+        assert total.item() == pytest.approx(float(whole), rel=1e-9), (labelled, unlabelled)
+
+
+@pytest.mark.parametrize("label", [-1, -100])
+def test_a_batch_without_labels_distils(label):
+    method, (out, _) = make("dbt", num_train=10, num_unlabelled=30), outputs()
+    terms = method.loss(out, torch.full((B,), label))
+    assert terms["ce"] == 0 and terms["kd"].item() == pytest.approx(.75 * float(sum(kdt(out.logits[-1], z, 1.) for z in out.logits[:-1]).detach()))
+    g = torch.autograd.grad(sum(terms.values()), out.logits)[0]
+    assert g.isfinite().all() and g[:-1].any() and not g[-1].any()
+
+
+def test_unlabelled_is_needed_only_with_unlabelled_data():
+    assert "unlabelled" in make("dbt", num_train=5, num_unlabelled=5).needs and "unlabelled" not in make("dbt", num_train=5).needs
+    assert Method.needs == frozenset() and "unlabelled" not in make("eed", num_train=5, num_unlabelled=5).needs
+
+
+# ---------------------------------------------------------------- mate
+def distil(m, z_hat, z):
+    "MATE's distillation from given teachers."
+    alpha = m.hyper["alpha"] if isinstance(m.hyper["alpha"], list) else [m.hyper["alpha"]] * M
+    every = m.hyper["diverse_teachers"]
+    return sum((every or i == j) * kdt(z_hat[j], z[i], 3.) + (i == j) * alpha[i] * kdt(z_hat[j], z[i], 3.) for i in range(M) for j in range(M))
+
+
+@pytest.mark.parametrize("kw", [{}, dict(weight_network="gate"), dict(diverse_teachers=False), dict(alpha=[0, 1, 9])], ids=str)
+def test_mate_routes_its_gradient(kw):
+    method, (out, y) = make("mate", **kw), outputs()
+    theta = list(method.parameters())
+    g_z, *g_F = torch.autograd.grad(sum(method.loss(out, y).values()), [out.logits, *out.features], allow_unused=True, retain_graph=True)
+    assert all(g is None for g in g_F)
+    # the network's share: teachers are constants
+    w = method.weights(out).detach()
+    g_again = torch.autograd.grad(sum(method.ce(out.logits, y)) + distil(method, mix_teachers(w, out.logits).detach(), out.logits), out.logits)[0]
+    torch.testing.assert_close(g_again, g_z)
+    # the weight network's share: exits are constants
+    g_theta = torch.autograd.grad(sum(method.loss(out, y).values()), theta)
+    fixed = torch.autograd.grad(sum(method.loss(out.detach(), y).values()), theta)
+    for a, b in zip(g_theta, fixed): torch.testing.assert_close(a, b)
+    assert all(g.any() for g in g_theta)
+
+
+@pytest.mark.parametrize("net", ["attention", "gate"])
+def test_mate_weights_are_shares_and_its_teachers_mixtures(net):
+    method, (out, _y) = make("mate", weight_network=net), outputs()
+    steps(method)
+    for mode in (True, False):
+        w = method.train(mode).weights(out)
+        torch.testing.assert_close(w.sum(-1), torch.ones(B, M, dtype=w.dtype))
+        torch.testing.assert_close(method.observe(out)["weights"], w.mean(0))
+        for j, t in enumerate(method.teacher_logits(out)):
+            torch.testing.assert_close(t[0], sum(w[:, j, i, None] * out.logits[i] for i in range(M)).detach())
+
+
+def test_gate_learns_its_statistics_after_the_step_and_uses_them_in_evaluation():
+    method, (out, _y) = make("mate", weight_network="gate"), outputs()
+    before = state(method)
+    steps(method)
+    after = state(method)
+    assert not torch.equal(before["weight_network.norm.running_mean"], after["weight_network.norm.running_mean"])
+    assert after["weight_network.norm.num_batches_tracked"] == 3
+    method.eval()
+    torch.testing.assert_close(method.weights(out[:1]), method.weights(out)[:1])   # one sample at a time gives the same
+    method.after_step(out.detach())
+    assert not method.training and not method.weight_network.norm.training
+
+
+def test_mate_hidden_width_is_an_eighth():
+    assert {tuple(p.shape) for p in make("mate").parameters()} == {(D // 8, D)}
+    assert all(p.shape == (1, 4) for p in make("mate", dims=(4,) * M).parameters())
+
+
+# ---------------------------------------------------------------- eed
+def test_the_ensemble_is_constant():
+    method, (out, y) = make("eed", teacher_exits=[3], alpha=1, distance="mse", beta=1), outputs()
+    terms = method.loss(out, y)
+    assert not torch.autograd.grad(terms["kd"], out.logits)[0][2].any()
+    g = torch.autograd.grad(terms["feature"], out.features)
+    assert g[0].any() and not g[2].any()
+
+
+# ---------------------------------------------------------------- hdkd
+LEARNED = ("hdkd", "hdbt", "hmsdnet")
+
+
+class TinyCNN(torch.nn.Module):
+    "Convolutions and batch normalisation, an exit after each of three blocks."
+    def __init__(self, width=4):
+        super().__init__()
+        nn = torch.nn
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Conv2d(width if m else 3, width, 3, 2, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+                                    for m in range(M))
+        self.heads = nn.ModuleList(nn.Linear(width, K) for _ in range(M))
+
+    def forward(self, x):
+        z = []
+        for block, head in zip(self.blocks, self.heads): z.append(head((x := block(x)).mean((2, 3))))
+        return MultiExitOutput(torch.stack(z))
+
+
+def meta_step(dtype=torch.float64, lr=.3, number=0, seed=0, **kw):
+    torch.manual_seed(seed)
+    net, b = TinyCNN().to(dtype), 7
+    x, val_x = torch.randn(2, b, 3, 8, 8, dtype=dtype)
+    return Step(net, x, torch.arange(b) % K, lr, number, val_x, (torch.arange(b) + 2) % K, **kw)
+
+
+def through_the_step(method, s):
+    "∂L_val/∂γ with the gradient step in the graph, by PyTorch's reverse mode twice."
+    net, theta = copy.deepcopy(s.net), {k: p.detach().requires_grad_() for k, p in s.net.named_parameters()}
+    gamma = method.gamma.clone().requires_grad_()
+    def run(t, x): return torch.func.functional_call(net, t, (x,))
+    train = (gamma * method.objectives(run(theta, s.x), s.targets)).sum()
+    grads = torch.autograd.grad(train, list(theta.values()), create_graph=True)
+    after = {k: p - s.lr * g for (k, p), g in zip(theta.items(), grads)}
+    ces = torch.stack([torch.nn.functional.cross_entropy(z, s.val_targets) for z in run(after, s.val_x).logits])
+    E = torch.where(method.expected > 0, method.expected, ces.detach())
+    val = method.a * ces.sum() + (1 - method.a) * torch.log1p(torch.exp(ces / E - 1)).sum()
+    return torch.autograd.grad(val, gamma)[0]
+
+
+@pytest.mark.parametrize("name", LEARNED)
+@pytest.mark.parametrize("a", [0., .5, 1.])
+def test_hypergradient_is_differentiating_through_the_step(name, a):
+    method, s = make(name, a=a, start="random"), meta_step()
+    for _ in range(2):   # the second time with expectations of its own
+        got, want = method.gamma_gradient(s)[0], through_the_step(method, s)
+        torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-12)
+        assert got.tril().any() and not got.triu(1).any()
+        method.expected.copy_(torch.tensor([1., 2., .5]))
+
+
+def test_hypergradient_on_a_real_network():
+    from multiexit_nb.models import create_model
+    torch.manual_seed(0)
+    net = create_model("resnet8", num_classes=K, image_size=32).double()
+    method = make("hdkd", num_exits=net.num_exits, dims=net.feature_dims, start="random")
+    x, val_x = torch.randn(2, 4, 3, 32, 32, dtype=torch.float64)
+    s = Step(net, x, torch.arange(4), .1, 0, val_x, torch.arange(4))
+    torch.testing.assert_close(method.gamma_gradient(s)[0], through_the_step(method, s), rtol=1e-6, atol=1e-12)
+
+
+def test_known_gradients_save_a_pass_and_change_nothing():
+    method, s = make("hdkd"), meta_step()
+    terms = method.loss(s.net(s.x), s.targets)   # as the training step computes them
+    grads = dict(zip(dict(s.net.named_parameters()), torch.autograd.grad(sum(terms.values()), list(s.net.parameters()))))
+    torch.testing.assert_close(method.gamma_gradient(meta_step(grads=grads))[0], method.gamma_gradient(s)[0])
+    calls, forward = [], TinyCNN.forward
+    class Counting(TinyCNN):
+        def forward(self, x): calls.append(1); return forward(self, x)
+    for known, n in ((None, 3), (grads, 2)):
+        calls.clear(); s.net.__class__ = Counting
+        method.gamma_gradient(Step(s.net, s.x, s.targets, s.lr, 0, s.val_x, s.val_targets, known))
+        assert len(calls) == n
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_gamma_moves_and_leaves_no_trace(name):
+    method, s = make(name), meta_step()
+    before, gamma, rng = {k: v.clone() for k, v in s.net.state_dict().items()}, method.gamma.clone(), torch.get_rng_state()
+    with torch.no_grad(): method.before_step(s)
+    assert same(before, s.net.state_dict()) and torch.equal(rng, torch.get_rng_state()) and s.net.training
+    assert all(p.grad is None and p.requires_grad for p in s.net.parameters())
+    learned = method.learned(M).bool()
+    assert (method.gamma != gamma)[learned].all() and torch.equal(method.gamma[~learned], gamma[~learned])
+    assert (method.gamma - gamma).abs().max() <= 1.01e-3 and not method.gamma.requires_grad   # Adam's first step is its rate
+
+
+def test_a_compiled_network_is_passed_by():
+    method, s = make("hdkd"), meta_step()
+    want = method.gamma_gradient(s)[0]
+    def compiled(*a, **kw): raise AssertionError("forward mode through a compiled network")
+    s.net._compiled_call_impl = compiled
+    torch.testing.assert_close(method.gamma_gradient(s)[0], want)
+
+
+def test_gamma_pass_is_float32_under_autocast():
+    method, s = make("hdkd", dtype=torch.float32), meta_step(torch.float32)
+    want = method.gamma_gradient(s)[0]
+    with torch.autocast("cpu", dtype=torch.bfloat16): got = method.gamma_gradient(s)[0]
+    assert got.dtype == torch.float32
+    torch.testing.assert_close(got, want)
+
+
+def test_expectations_start_at_the_first_value_and_follow():
+    method, seen = make("hdkd", ema=.9), []
+    for i in range(3):
+        s = meta_step(seed=i)
+        seen.append(method.gamma_gradient(s)[1])
+        method.before_step(s)
+    E = seen[0]
+    for c in seen[1:]: E = .9 * E + .1 * c
+    torch.testing.assert_close(method.expected, E)
+
+
+@pytest.mark.parametrize("constraint", ["clamp", "none", "simplex"])
+def test_constraints(constraint):
+    method = make("hdkd", constraint=constraint, gamma_lr=.4)
+    total = method.gamma.sum()
+    for i in range(12):
+        g = torch.rand(M, M, generator=torch.Generator().manual_seed(i), dtype=torch.float64) + .5 * torch.eye(M)   # all to fall
+        method.gamma_gradient = lambda s, g=g: (g, torch.ones(M, dtype=torch.float64))
+        method.before_step(meta_step())
+    assert (method.gamma.min() < 0) == (constraint == "none") and not method.gamma.triu(1).any()
+    assert torch.isclose(method.gamma.sum(), total) == (constraint == "simplex")
+    if constraint == "clamp": assert not method.gamma.any()
+
+
+@given(st.lists(st.floats(-5, 5), min_size=1, max_size=8), st.floats(.1, 9))
+def test_projection_is_the_nearest(x, total):
+    x, total = torch.tensor(x, dtype=torch.float64), torch.tensor(total, dtype=torch.float64)
+    p = onto_simplex(x, total)
+    assert p.min() >= 0 and torch.isclose(p.sum(), total)
+    w = torch.distributions.Dirichlet(torch.ones(len(x), dtype=torch.float64)).sample((200,)) * total
+    assert (((w - x)**2).sum(1) >= ((p - x)**2).sum() - 1e-9).all()
+
+
+def test_meta_every_and_fixed_gamma():
+    method, moved = make("hdkd", meta_every=3), []
+    for i in range(7):
+        before = method.gamma.clone()
+        method.before_step(meta_step(seed=i, number=i))
+        moved.append(not torch.equal(before, method.gamma))
+    assert moved == [True, False, False, True, False, False, True] and "val" in method.needs
+    rows = [[1, 0, 0], [.25, 1, 0], [0, .5, 2]]
+    fixed = make("hdkd", fixed_gamma=rows)
+    fixed.before_step(meta_step())
+    assert fixed.record() == {"gamma": rows} and "val" not in fixed.needs
+    torch.testing.assert_close(make("hdkd", fixed_gamma=method.record()["gamma"]).gamma, method.gamma, rtol=1e-6, atol=1e-6)
+
+
+def test_gamma_resumes_bit_for_bit():
+    one, two = make("hdkd", start="random", dtype=torch.float32), make("hdkd", start="random", dtype=torch.float32, seed=1)
+    for i in range(4): one.before_step(meta_step(torch.float32, seed=i))
+    two.load_state_dict({k: v.clone() for k, v in one.state_dict().items()})
+    for i in range(4, 8): [m.before_step(meta_step(torch.float32, seed=i)) for m in (one, two)]
+    assert same(state(one), state(two)) and one.record() == two.record()
+
+
+def test_adam_is_pytorchs():
+    ours, theirs = torch.ones(3, 3), torch.ones(3, 3, requires_grad=True)
+    mine, opt = Adam(ours, lr=.05), torch.optim.Adam([theirs], lr=.05)
+    for i in range(50):
+        g = torch.randn(3, 3, generator=torch.Generator().manual_seed(i))
+        ours, theirs.grad = mine(ours, g), g
+        opt.step()
+    torch.testing.assert_close(ours, theirs.detach())
+
+
+def test_teachers_of_dense_methods():
+    out, _ = outputs()
+    n = {name: [len(t) for t in make(name).teacher_logits(out)] for name in (*LEARNED, "naive_dkd")}
+    assert n == dict(hdkd=[2, 1, 0], naive_dkd=[2, 1, 0], hdbt=[1, 1, 0], hmsdnet=[0, 0, 0])
+    assert torch.equal(make("hdbt").teacher_logits(out)[0][0], out.logits[-1])
+
+
+# ---------------------------------------------------------------- all together
+@pytest.mark.parametrize("name", list_methods())
+def test_it_learns_digits(name):
+    last = [r["accuracy"] for r in toy_run(name, epochs=10) if r["epoch"] == 10]
+    assert last[-1] > 75 and (name in SILENT or min(last) > 75)
+
+
+def test_the_toy_repeats_itself():
+    assert toy_run("mate", epochs=2) == toy_run("mate", epochs=2)

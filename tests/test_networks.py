@@ -1,0 +1,283 @@
+"""The networks against the costs and parameter counts their papers print, and the promises of MultiExitNet."""
+import copy
+import csv
+import json
+import math
+from itertools import groupby
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from multiexit_nb.backbones import Backbone, dry_run, register_backbone
+from multiexit_nb.core import InputError
+from multiexit_nb.models import CONVENTIONS, Head, MultiExitNet, count_parts, create_model, list_exits, list_models, register_exit
+
+torch.set_num_threads(1)
+ROWS = list(csv.DictReader((Path(__file__).parent/"published_costs.csv").open(encoding="utf8")))
+KEY = ("model", "options", "num_classes", "image_size", "exits")
+TABLES = {k: list(g) for k, g in groupby(ROWS, lambda r: tuple(r[c] for c in KEY)) if k[0] in list_models()}
+SMALL = ("tiny", "resnet8", "vgg11")
+
+
+def size(module): return sum(p.numel() for p in module.parameters())
+
+
+def on_meta(model, options="{}", num_classes="10", image_size="32", exits="sepconv", **kw):
+    with torch.device("meta"):
+        return create_model(model, int(num_classes), int(image_size), exits, **json.loads(options), **kw)
+
+
+@pytest.fixture(scope="module", params=TABLES, ids="-".join)
+def table(request): return on_meta(*request.param), TABLES[request.param]
+
+
+# ---- costs and parameters
+
+def test_costs_and_parameters_of_every_row(table):
+    net, rows = table
+    s = net.summary()
+    for name in CONVENTIONS:
+        assert [f"{c/1e6:.3f}" for c in s[name]] == [r[name + "_m"] for r in rows]
+    for name in ("path_params", "head_params"): assert s[name].tolist() == [int(r[name]) for r in rows]
+    assert s.sees.tolist() == [r["sees"] for r in rows]
+    assert size(net) == int(rows[0]["total_params"])
+    assert size(net.backbone) + size(net.heads[-1]) == int(rows[0]["backbone_params"])
+
+
+@pytest.mark.parametrize("key", [k for k, r in TABLES.items() if r[0]["published"] and r[0]["exits"] == "sepconv"], ids="-".join)
+def test_mate_table_1_to_its_printed_digits(key):
+    assert [f"{c/1e6:.2f}" for c in on_meta(*key).cost("msdnet")] == [r["published"] for r in TABLES[key]]
+
+
+@pytest.mark.parametrize("key", [k for k, r in TABLES.items() if r[0]["published"] and r[0]["exits"] == "conv"], ids="-".join)
+def test_eed_table_3_after_its_rounding(key):
+    assert [f"{2*round(c/1e9, 2):.2f}" for c in on_meta(*key).cost("fvcore")] == [r["published"] for r in TABLES[key]]
+
+
+DIH = [("resnet8", 83_892, 0.08, 12.507, 12.679), ("resnet14", 181_108, 0.18, 26.663, 26.950),
+       ("resnet20", 278_324, 0.28, 40.819, 41.220), ("resnet110", 1_736_564, 1.74, 253.156, 255.277),
+       ("vgg11", 9_277_284, 9.27, 152.816, 153.119), ("resnet18", 11_220_132, 11.22, 555.469, 556.698),
+       ("resnet34", 21_328_292, 21.32, 1159.449, 1161.497)]
+
+
+@pytest.mark.parametrize("name,params,printed,macs,fvcore", DIH)
+def test_dih_table_1(name, params, printed, macs, fvcore):
+    net = on_meta(name, num_classes="100", exits="linear")
+    own = size(net.backbone) + size(net.heads[-1])
+    assert own == params
+    assert printed in (round(own/1e6, 2), math.floor(own/1e4)/100)   # the table rounds some rows and truncates others
+    assert (round(net.cost()[-1]/1e6, 3), round(net.cost("fvcore")[-1]/1e6, 3)) == (macs, fvcore)
+    flat = [math.prod(net.shapes[s - 1]) for s in net.at[:-1]]
+    assert [size(h) for h in net.heads[:-1]] == [(n + 1)*100 for n in flat]   # DIH, footnote 4
+    assert sum(map(size, net.heads[:-1])) == {"resnet": 2_867_500, "vgg11": 3_072_400}.get(name.rstrip("0123456789") if params < 2e6 else name, 12_288_400)
+
+
+def test_earlier_heads_are_added():
+    net = on_meta("resnet18", num_classes="100")
+    alone, heads = net.cost("msdnet"), [h["msdnet"] for h in count_parts(net)[1]]
+    assert net.cost("msdnet", earlier_heads=True) == [c + sum(heads[:m]) for m, c in enumerate(alone)]
+
+
+@pytest.mark.parametrize("name,exits", [("resnet8", "sepconv"), ("vgg19", "conv"), ("resnet14", "linear")])
+def test_fvcore_convention_is_fvcore(name, exits):
+    fvcore = pytest.importorskip("fvcore.nn")
+    net = create_model(name, 100, exits=exits).eval()
+
+    class Upto(nn.Module):
+        def __init__(self, m): super().__init__(); self.net, self.m = net, m
+        def forward(self, x): return net.exit(x, self.m)
+
+    for m, cost in enumerate(net.cost("fvcore"), 1):
+        analysis = fvcore.FlopCountAnalysis(Upto(m), torch.randn(1, 3, 32, 32))
+        assert analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).total() == cost
+
+
+def test_counting_leaves_no_trace():
+    net = create_model("tiny", 10).train()
+    net.heads[0].eval()
+    modes, state = [m.training for m in net.modules()], copy.deepcopy(net.state_dict())
+    rng = torch.get_rng_state()
+    net.cost("msdnet"), net.summary()
+    assert [m.training for m in net.modules()] == modes and torch.equal(torch.get_rng_state(), rng)
+    assert all(torch.equal(v, state[k]) for k, v in net.state_dict().items())
+    assert not any(m._forward_hooks for m in net.modules())
+
+
+def test_a_layer_without_a_rule_is_an_error_not_a_zero():
+    net = create_model("tiny", 10)
+    net.heads[0].body.insert(0, nn.GroupNorm(2, 4))
+    with pytest.raises(InputError, match="no rule for the cost of GroupNorm"): net.cost()
+
+
+# ---- what a network promises
+
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("exits", ["sepconv", "conv", "linear", "none"])
+def test_forward_exit_and_gradients(name, exits):
+    torch.manual_seed(0)
+    net = create_model(name, 7, exits=exits)
+    out = net(torch.randn(4, 3, 32, 32))
+    M = net.num_exits
+    assert out.logits.shape == (M, 4, 7) and tuple(f.shape for f in out.features) == tuple((4, d) for d in net.feature_dims)
+    out.logits.square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
+    net.eval()
+    x = torch.randn(1, 3, 32, 32)   # a single image, whose maps may be 1×1
+    with torch.no_grad():
+        logits = net(x).logits
+        for m in range(1, M + 1): torch.testing.assert_close(net.exit(x, m), logits[m - 1])
+
+
+def test_the_feature_is_what_the_classifier_sees():
+    net = create_model("vgg11", 10).eval()
+    with torch.no_grad():
+        out = net(torch.randn(2, 3, 32, 32))
+        for z, f, h in zip(out.logits, out.features, net.heads): torch.testing.assert_close(h.classifier(f), z)
+
+
+@pytest.mark.parametrize("exits", ["sepconv", "linear"])
+def test_exit_runs_nothing_deeper_and_no_other_head(exits):
+    net = create_model("tiny", 10, exits=exits).eval()
+    ran = []
+    for kind, parts in dict(stage=net.backbone.stages, head=net.heads).items():
+        for i, part in enumerate(parts, 1): part.register_forward_hook(lambda *_, who=(kind, i): ran.append(who))
+    for m in range(1, net.num_exits + 1):
+        ran.clear()
+        net.exit(torch.randn(1, 3, 32, 32), m)
+        assert ran == [("stage", s) for s in range(1, net.at[m - 1] + 1)] + [("head", m)]
+
+
+@pytest.mark.parametrize("name,exits", [("tiny", "sepconv"), ("resnet8", "linear"), ("vgg11", "conv")])
+def test_copy_layout_and_compile(name, exits):
+    torch.manual_seed(0)
+    net, x = create_model(name, 10, exits=exits).eval(), torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        want = net(x)
+        twin = copy.deepcopy(net)
+        assert twin.cost() == net.cost() and all(p is not q for p, q in zip(net.parameters(), twin.parameters()))
+        torch.testing.assert_close(twin(x).logits, want.logits, rtol=0, atol=0)
+        last = twin.to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last))
+        torch.testing.assert_close(last.logits, want.logits, rtol=1e-3, atol=1e-4)
+        compiled = torch.compile(net, backend="aot_eager", fullgraph=True)(x)
+    torch.testing.assert_close(compiled.logits, want.logits, rtol=1e-3, atol=1e-4)
+    for f, g in zip(compiled.features, want.features): torch.testing.assert_close(f, g, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_compiled_training_step():
+    torch.manual_seed(0)
+    net, x = create_model("tiny", 10), torch.randn(8, 3, 32, 32)
+    twin = copy.deepcopy(net)
+    net(x).logits.square().mean().backward()
+    torch.compile(twin)(x).logits.square().mean().backward()
+    for p, q in zip(net.parameters(), twin.parameters()): torch.testing.assert_close(p.grad, q.grad, rtol=1e-2, atol=1e-4)
+
+
+def test_mixed_precision():
+    net = create_model("tiny", 10)
+    with torch.autocast("cpu", torch.bfloat16): out = net(torch.randn(4, 3, 32, 32))
+    out.logits.float().square().mean().backward()
+    assert out.logits.dtype is torch.bfloat16 and all(p.grad is not None for p in net.parameters())
+
+
+def test_same_seed_same_weights():
+    nets = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        nets.append(create_model("tiny", 10).state_dict())
+    assert all(torch.equal(v, nets[1][k]) for k, v in nets[0].items())
+
+
+def test_initialisation():
+    torch.manual_seed(0)
+    net = create_model("vgg16", 10)
+    conv = net.backbone.stages[3][0]
+    assert conv.weight.std().item() == pytest.approx((2/(512*9))**0.5, rel=0.02) and conv.bias.abs().max() == 0
+    depthwise, pointwise = net.heads[0].body[0][:2]
+    assert depthwise.weight.std().item() == pytest.approx(1/3/3**0.5, rel=0.1)    # uniform in ±1/3, PyTorch's own
+    assert pointwise.weight.std().item() == pytest.approx((2/128)**0.5, rel=0.05)
+
+
+# ---- designs
+
+def test_default_and_given_attach_points():
+    assert create_model("tiny", 10).at == (1, 2, 3, 4)
+    assert create_model("tiny", 10, at=[2]).at == (2, 4)
+    assert create_model("resnet20", 10, exits="linear").at == (1, 2, 3, 3)
+    assert create_model("tiny", 10, exits="none").at == (4,)
+    assert {e: on_meta("vgg16", exits=e).at for e in ("sepconv", "conv", "linear")} == {
+        "sepconv": (2, 3, 4, 5), "conv": (1, 2, 3, 5), "linear": (1, 2, 3, 4, 5)}
+
+
+def test_equal_feature_widths_where_methods_compare_features():
+    for exits in ("sepconv", "conv"):
+        for name in ("resnet18", "vgg19", "resnet8", "tiny"): assert len(set(on_meta(name, exits=exits).feature_dims)) == 1
+
+
+def test_options():
+    assert size(create_model("tiny", 10, width=8)) > 2*size(create_model("tiny", 10, width=4))
+    drops = lambda **kw: [m.p for m in on_meta("vgg16", **kw).modules() if isinstance(m, nn.Dropout)]
+    assert drops() == [0.5]*8 and drops(dropout=0.1) == [0.1]*8 and drops(exits="conv") == []
+    net = create_model("tiny", 10, exits="linear", head_activation="relu").eval()
+    logits = net(torch.randn(4, 3, 32, 32)).logits
+    assert (logits[:-1] >= 0).all() and (logits[-1] < 0).any()     # DIH's heads, not the network's own classifier
+
+
+def test_stems():
+    assert on_meta("resnet18", image_size="64").shapes[0] == (64, 64, 64)
+    assert on_meta("resnet18", image_size="65").shapes[0] == (64, 17, 17)
+
+
+class Allocated(TorchDispatchMode):
+    "Remembers the largest tensor made on the CPU."
+    largest = 0
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor) and out.device.type == "cpu": self.largest = max(self.largest, out.numel())
+        return out
+
+
+WRONG = [(dict(name="resnet19"), "unknown model 'resnet19'. Did you mean"), (dict(exits="sepcov"), "Did you mean 'sepconv'"),
+         (dict(num_classes=1), "whole number ≥ 2"), (dict(num_classes=2.5), "whole number ≥ 2"), (dict(num_classes=True), "≥ 2"),
+         (dict(image_size=31), "at least 32 pixels for vgg16"), (dict(image_size="32"), "at least 32 pixels"),
+         (dict(droput=0.1), "Did you mean 'dropout'"), (dict(dropout=1.0), "a rate from 0 to below 1"),
+         (dict(at=[0]), "stages from 1 to 4"), (dict(at=[5]), "stages from 1 to 4"), (dict(at=[3, 2]), "increasing stages"),
+         (dict(at=[2, 2]), "increasing stages"), (dict(at=[1.5]), "increasing stages"), (dict(at="23"), "increasing stages"),
+         (dict(exits="none", at=[1]), "adds none"), (dict(name="tiny", width=0), "whole number of channels"),
+         (dict(name="tiny", dropout=0.1), "single layer"), (dict(exits="linear", head_activation="rellu"), "Did you mean 'relu'")]
+
+
+@pytest.mark.parametrize("wrong,message", WRONG)
+def test_wrong_input_is_one_line_before_anything_is_allocated(wrong, message):
+    with Allocated() as seen, pytest.raises(InputError) as e: create_model(**(dict(name="vgg16", num_classes=10) | wrong))
+    assert message in str(e.value) and "\n" not in str(e.value)
+    assert seen.largest <= 1
+    with Allocated() as seen: create_model("tiny", 10)
+    assert seen.largest > 1000     # the check can fail
+
+
+def test_a_new_backbone_and_a_new_kind_of_exit_are_one_function_each():
+    @register_backbone("two_convs", min_size=4)
+    def two_convs(image_size): return Backbone([nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(4, 6, 3, 2, 1)])
+
+    @register_exit("max")
+    def _max(spec): return Head(nn.Sequential(nn.AdaptiveMaxPool2d(1), nn.Flatten()), nn.Linear(spec.shape[0], spec.num_classes))
+
+    try:
+        assert "two_convs" in list_models() and "max" in list_exits()
+        for exits in list_exits():
+            net = create_model("two_convs", 5, image_size=8, exits=exits)
+            assert net(torch.randn(2, 3, 8, 8)).logits.shape == (net.num_exits, 2, 5)
+    finally: del register_backbone._items["two_convs"], register_exit._items["max"]
+
+
+def test_every_registered_network_on_meta():
+    for name in list_models():
+        net = on_meta(name, image_size=str(max(32, register_backbone[name].info["min_size"])))
+        assert isinstance(net, MultiExitNet) and net.cost()[0] < net.cost()[-1]
+        smallest = register_backbone[name].info["min_size"]
+        with torch.device("meta"): small = register_backbone[name](smallest)
+        assert all(min(f.shape[-2:]) >= 1 for f in dry_run(small, torch.empty(1, 3, smallest, smallest, device="meta")))

@@ -1,0 +1,166 @@
+"""Run folders, published tables, and the batch parameters."""
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from multiexit_nb import batch, runs
+from multiexit_nb.core import InputError
+from multiexit_nb.data import load_dataset
+from multiexit_nb.runs import Run, list_runs, pack_outputs, published, published_for, tidy
+from multiexit_nb.trainer import Recipe, train
+
+TINY = dict(dataset="digits", images_per_class=14, model="tiny", exits="sepconv", method="mate", epochs=2, batch_size=64, precision="fp32",
+            channels_last="false")
+
+
+def finished(**kw):
+    e = batch.prepare({**TINY, **kw}, set(TINY) | set(kw))
+    data = batch.load(e)
+    net, method = batch.start(e, data)
+    t = train(net, method, data, e.recipe, device=e.device, checkpoint=e.run.checkpoint, resume="auto", bar=False)
+    for _ in t: e.run.log(t)
+    e.run.finish(t)
+    return e.run, net, data
+
+
+def test_a_run_answers_without_training():
+    run, net, data = finished()
+    again = Run.load(run.id)
+    assert again.finished and again.parameters["method"] == "mate" and again.parameters["lr"] == 0.1
+    about = json.loads((run.path/"params.json").read_text())
+    assert set(about) >= {"parameters", "versions", "commit", "started", "device", "decided"} and about["decided"]["precision"] == "fp32"
+    out = again.outputs()
+    assert out["logits"].shape == (4, len(data.test), 10) and torch.equal(out["labels"], data.test.labels)
+    x, _ = next(data.test.batches(len(data.test)))
+    with torch.no_grad(): z = again.model()(x).logits
+    assert torch.allclose(z, out["logits"], atol=0.05)      # float16
+    acc = 100*(z.argmax(-1) == data.test.labels).float().mean(1)
+    assert again.result["test"]["top1"] == pytest.approx(acc.tolist(), abs=0.5)
+    h = again.history
+    assert list(h.columns) == ["epoch", "split", "exit", "metric", "value"] and set(h.epoch) == {1, 2} and set(h.split) == {"train", "val"}
+    assert h[(h.metric == "weights/1") & (h.epoch == 2)].exit.tolist() == [1, 2, 3, 4]
+    rows = list_runs()
+    assert rows.run.tolist() == [run.id] and rows.state.tolist() == ["finished"] and rows.method.tolist() == ["mate"]
+
+
+def test_a_finished_run_is_not_scored_again():
+    run, _, _ = finished()
+    before = (run.path/"result.json").read_bytes()
+    e = batch.prepare({**TINY, "resume": run.id}, {"resume"})
+    data = batch.load(e)
+    net, method = batch.start(e, data)
+    t = train(net, method, data, e.recipe, device=e.device, checkpoint=e.run.checkpoint, resume="auto", bar=False)
+    assert list(t) == [] and e.run.finish(t)["test"] == run.result["test"]
+    assert (run.path/"result.json").read_bytes() == before
+
+
+def test_nothing_half_written_counts_as_finished():
+    run, _, _ = finished()
+    (run.path/"outputs.safetensors").write_bytes(b"\x10")
+    with pytest.raises(InputError, match="outputs.safetensors is damaged"): run.outputs()
+    (run.path/"result.json").unlink()
+    again = Run.load(run.id)
+    assert not again.finished and list_runs().state.tolist() == ["unfinished"]
+    (run.path/"params.json").write_text('{"parameters": ')
+    with pytest.raises(InputError, match="params.json is damaged"): Run.load(run.path)
+    assert len(list_runs()) == 0
+
+
+def test_runs_that_cannot_be(tmp_path, monkeypatch):
+    Run.create({}, "mine")
+    with pytest.raises(InputError, match="'mine' exists"): Run.create({}, "mine")
+    with pytest.raises(InputError, match="run_id"): Run.create({}, "../escape")
+    with pytest.raises(InputError, match="unknown run 'mein'. Did you mean 'mine'"): Run.load("mein")
+    (tmp_path/"file").write_text("")
+    monkeypatch.setenv("MULTIEXIT_RUNS", str(tmp_path/"file"/"runs"))
+    with pytest.raises(InputError, match="cannot write"): Run.create({})
+    with pytest.raises(InputError, match="cannot write into"): batch.prepare(TINY, set(TINY))
+
+
+def test_large_outputs_keep_the_ten_best(monkeypatch):
+    monkeypatch.setattr(runs, "MOST_LOGITS", 100)
+    z = torch.randn(2, 5, 40)
+    o = pack_outputs(z, torch.zeros(5))
+    assert o["values"].shape == o["classes"].shape == (2, 5, 10) and o["values"].dtype == torch.float16
+    assert torch.equal(o["classes"][..., 0].long(), z.argmax(-1))
+
+
+def test_tidy_skips_exits_without_a_teacher():
+    rows = tidy(dict(epoch=3, val=dict(gap=[1.5, None])))
+    assert rows == [dict(epoch=3, split="val", exit=1, metric="gap", value=1.5)]
+
+
+def test_published_tables_are_whole():
+    df = published()
+    assert set(df.paper) == {"eed", "mate", "dbt", "hdkd", "dih"} and len(df) > 1000
+    assert published("mate", "2").query("model_id == 'resnet18' and method_id == 'mate'").value.tolist() == [76.18, 78.88, 81.33, 82.19]
+    with pytest.raises(InputError, match="unknown table of mate: '77'"): published("mate", "77")
+    beside = published_for("cifar100", "vgg19", "eed", 4)
+    assert "EED Table I, eed(KL, beta=0), top1" in beside and beside.index.tolist() == [1, 2, 3, 4]
+    assert len(published_for("digits", "tiny", "mate", 4)) == 0
+    assert "DBT Table 2" in " ".join(published_for("cifar100", "msdnet_dbt_cifar", "dbt", 11, images_per_class=150).columns)
+
+
+# ---- parameters ----
+
+CELL = "dataset: str = 'digits'  # which\nlr: float = 0.1  # rate\nepochs: int = 3\nmethod_args: dict = {}\nnesterov: bool = False"
+
+
+def test_parameters_cell_and_what_papermill_adds():
+    read = batch.read_parameters
+    assert read(["1 + 1", CELL]) == (dict(dataset="digits", lr=0.1, epochs=3, method_args={}, nesterov=False), set())
+    values, explicit = read(["1 + 1", CELL, '# Parameters\nlr = 1\ndataset = "cifar10"\nmethod_args = {"alpha": 1.5}\n', "x = 3"])
+    assert values["lr"] == 1. and values["method_args"] == {"alpha": 1.5} and explicit == {"lr", "dataset", "method_args"}
+    values, _ = read([CELL, "# Parameters\nlr = 5\n", "work()", CELL.replace("0.1", "0.3")])   # the cell was changed and run again
+    assert values["lr"] == 0.3
+    for bad, says in (("lr = 'x'", "lr='x': expected a value of type float"), ("epochs = 2.5", "epochs=2.5"), ("nesterov = 1", "nesterov=1"),
+                      ("method_args = 'alpha'", "papermill: -y"), ("epoch = 3", "Did you mean 'epochs'")):
+        with pytest.raises(InputError, match=says): read([CELL, f"# Parameters\n{bad}\n"])
+    with pytest.raises(InputError, match="no parameters cell"): read(["1 + 1"])
+
+
+WRONG = [(dict(method="mat"), "Did you mean 'mate'"), (dict(model="resnet19"), "unknown model 'resnet19'. Did you mean 'resnet18'"),
+         (dict(dataset="digit"), "Did you mean 'digits'"), (dict(preset="papr"), "Did you mean 'paper'"), (dict(exits="sepcon"), "Did you mean 'sepconv'"),
+         (dict(method_args={"alhpa": 1}), "Did you mean 'alpha'"), (dict(method_args={"alpha": -1}), "alpha"), (dict(method_args={"alpha": "x"}), "alpha"),
+         (dict(model_args={"widht": 4}), "width"), (dict(recipe="mats"), "Did you mean 'mate'"), (dict(lr=-0.1), "lr=-0.1"), (dict(epochs=0), "epochs=0"),
+         (dict(method="eed", method_args={"teacher_exits": [1, 7]}), "teacher_exits"), (dict(model="resnet18", image_size=3), "image_size"),
+         (dict(device="cuda:9"), "device"), (dict(device="gpu"), "unknown device"), (dict(images_per_class=1), "images_per_class"),
+         (dict(dataset="imagefolder:/no/such"), "existing folder"), (dict(exits="linear"), "one width at every exit"), (dict(resume="x"), "unknown run")]
+
+
+@pytest.mark.parametrize("wrong, says", WRONG, ids=[str(w) for w, _ in WRONG])
+def test_wrong_input_is_one_line_before_any_data(wrong, says, monkeypatch):
+    monkeypatch.setattr("multiexit_nb.batch.load_dataset", lambda *a, **k: pytest.fail("data were loaded"))
+    with pytest.raises(InputError, match=says) as e: batch.prepare({**TINY, **wrong}, set(TINY) | set(wrong))
+    assert "\n" not in str(e.value)
+    assert not Path(batch.settings()["runs"]).exists()      # nothing left that looks like a run
+
+
+def test_a_named_recipe_fills_in_what_is_left(monkeypatch):
+    p = {k: v for k, v in TINY.items() if k not in ("epochs", "batch_size")} | dict(epochs=30, batch_size=128, milestones=[0.5, 0.75])
+    assert batch.recipe_of({**p, "recipe": "dih"}, set()).epochs == 200
+    r = batch.recipe_of({**p, "recipe": "dih"}, {"epochs"})
+    assert (r.epochs, r.batch_size, r.nesterov) == (30, 64, True)
+    assert batch.recipe_of({**p, "method": "dbt", "preset": "paper"}, set()) == Recipe.preset("dbt-cifar", precision="fp32", channels_last=False)
+
+
+def test_resume_takes_the_runs_own_parameters():
+    run, _, _ = finished(run_id="first")
+    e = batch.prepare({**TINY, "method": "mate", "resume": "first"}, {"resume"})
+    assert e.recipe.epochs == 2 and e.run.path == run.path
+    with pytest.raises(InputError, match="started with lr=0.1, not 0.2: leave lr out"): batch.prepare({**TINY, "lr": 0.2, "resume": "first"}, {"resume", "lr"})
+
+
+def test_image_folder_run(tmp_path):
+    "From files of a user's own to a result."
+    data = load_dataset("digits")
+    from PIL import Image
+    for i in range(200):
+        f = tmp_path/"mine"/str(int(data.train.labels[i]))/f"{i}.png"
+        f.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(data.train.source.images[data.train.rows[i]].permute(1, 2, 0).numpy()).save(f)
+    run, _, d = finished(dataset=f"imagefolder:{tmp_path/'mine'}", images_per_class=0, epochs=1)
+    assert run.finished and d.num_classes == 10 and isinstance(list_runs(), pd.DataFrame)
