@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['register_exit', 'CONVENTIONS', 'LAYER_COSTS', 'Head', 'ExitSpec', 'GlobalPool', 'classifier', 'sepconv_step',
            'sepconv', 'preactivate', 'conv', 'linear', 'msdnet', 'none', 'MultiExitNet', 'ExitPath', 'layer_cost',
-           'count', 'count_parts', 'attach', 'list_models', 'list_exits', 'exits_of', 'model_options', 'create_model',
-           'trace', 'cut', 'attach_exits']
+           'count', 'count_parts', 'cumulate', 'attach', 'list_models', 'list_exits', 'exits_of', 'model_options',
+           'create_model', 'trace', 'cut', 'attach_exits']
 
 # %% ../nbs/22_exits.ipynb #c02
 import inspect
@@ -17,7 +17,7 @@ from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 from torch.fx.passes.split_module import split_module
 
-from .backbones import Backbone, conv_bn, dry_run, init_weights, register_backbone, stage_shapes
+from .backbones import Backbone, conv_bn, dry_run, evaluating, init_weights, register_backbone, stage_shapes
 from . import msdnet as _msdnet   # registers its networks
 from .core import InputError, MultiExitOutput, Registry, check_value, unknown
 
@@ -129,10 +129,11 @@ class MultiExitNet(nn.Module):
     def __init__(self, backbone: Backbone,
                  heads,                 # M heads, shallow to deep
                  at,                    # the stage (from 1) of each head: M numbers, not decreasing
-                 image_size: int = 32):
+                 image_size: int = 32,
+                 shapes=None):          # what an exit sees after every stage, where that is known already
         super().__init__()
         self.backbone, self.heads, self.at, self.image_size = backbone, nn.ModuleList(heads), tuple(at), image_size
-        self.shapes = stage_shapes(backbone, image_size)
+        self.shapes = shapes or stage_shapes(backbone, image_size)
         self.feature_dims = tuple(dry_run(h, self.seen(m))[1].shape[1] for m, h in enumerate(self.heads))
 
     def seen(self, m: int) -> Tensor:
@@ -161,8 +162,7 @@ class MultiExitNet(nn.Module):
             ) -> list[int]:
         "Operations for one image up to each exit, cumulative."
         if convention not in CONVENTIONS: raise unknown("cost convention", convention, CONVENTIONS)
-        stages, heads = ([c[convention] for c in part] for part in count_parts(self))
-        return [sum(stages[:s]) + (sum(heads[:m + 1]) if earlier_heads else heads[m]) for m, s in enumerate(self.at)]
+        return cumulate(*count_parts(self), self.at, convention, earlier_heads)
 
     def summary(self):
         "One row per exit: where it is attached, what it sees, parameters and cost (a DataFrame)."
@@ -171,7 +171,9 @@ class MultiExitNet(nn.Module):
         stages, heads = [size(s) for s in self.backbone.stages], [size(h) for h in self.heads]
         rows = dict(stage=self.at, sees=["×".join(map(str, self.shapes[s - 1])) for s in self.at],
                     path_params=[sum(stages[:s]) + h for s, h in zip(self.at, heads)], head_params=heads)
-        return pd.DataFrame(rows | {c: self.cost(c) for c in CONVENTIONS}, index=pd.RangeIndex(1, self.num_exits + 1, name="exit"))
+        parts = count_parts(self)
+        rows |= {c: cumulate(*parts, self.at, c) for c in CONVENTIONS}
+        return pd.DataFrame(rows, index=pd.RangeIndex(1, self.num_exits + 1, name="exit"))
 
 # %% ../nbs/22_exits.ipynb #exitpath
 class ExitPath(nn.Module):
@@ -227,6 +229,11 @@ def count_parts(net: MultiExitNet) -> tuple[list[dict], list[dict]]:
         stages.append(c)
     return stages, [count(h, net.seen(m))[1] for m, h in enumerate(net.heads)]
 
+def cumulate(stages, heads, at, convention, earlier_heads=False) -> list[int]:   # the costs of the parts, and the stage of each head
+    "From the parts to what it costs to reach each exit."
+    stages, heads = ([c[convention] for c in part] for part in (stages, heads))
+    return [sum(stages[:s]) + (sum(heads[:m + 1]) if earlier_heads else heads[m]) for m, s in enumerate(at)]
+
 # %% ../nbs/22_exits.ipynb #attach
 def attach(backbone: Backbone, exits: str, num_classes: int, image_size: int = 32,
            at=None,   # stages from 1; default: where the paper of this kind of exit attaches them
@@ -242,7 +249,7 @@ def attach(backbone: Backbone, exits: str, num_classes: int, image_size: int = 3
                 else f"increasing stages from 1 to {deepest} for {exits} exits")
     at = (*at, len(shapes))
     heads = [kind(ExitSpec(s, len(at) - m, shapes, num_classes, backbone), **kw) for m, s in enumerate(at, 1)]
-    return MultiExitNet(backbone, heads, at, image_size)
+    return MultiExitNet(backbone, heads, at, image_size, shapes)
 
 # %% ../nbs/22_exits.ipynb #list-models
 def list_models() -> list[str]:
@@ -284,7 +291,9 @@ def create_model(name: str,              # one of `list_models()`
     def make(): return attach(build(image_size, **{k: options[k] for k in of_net}), exits, num_classes, image_size, at,
                               **{k: v for k, v in options.items() if k not in of_net})
     with torch.device("meta"): net = make()
-    return net if torch.get_default_device().type == "meta" else make()
+    if torch.get_default_device().type != "meta": net = make()
+    net.name = name
+    return net
 
 # %% ../nbs/22_exits.ipynb #cutter
 class _Cutter(fx.Tracer):
@@ -304,7 +313,8 @@ def trace(module: nn.Module, at, image_size: int) -> fx.GraphModule:
     for a in at:
         if a not in names: raise unknown(f"module of {type(module).__name__}", a, [n for n in names if n.count(".") < 2])
     name = type(module).__name__
-    try: gm = fx.GraphModule(module, _Cutter(at).trace(module))
+    try:
+        with evaluating(module): gm = fx.GraphModule(module, _Cutter(at).trace(module))
     except Exception as e: raise InputError(f"cannot follow the forward pass of {name} around {', '.join(at)}: {str(e).splitlines()[0]}") from None
     try: dry_run(_Shapes(gm), torch.empty(1, 3, image_size, image_size, device="meta"))
     except RuntimeError as e: raise InputError(f"image_size={image_size}: {name} cannot take it ({str(e.__cause__ or e).splitlines()[0]})") from None
@@ -351,6 +361,6 @@ def attach_exits(module: nn.Module,
     backbone = Backbone(stages, expansion=max(e if type(e := getattr(m, "expansion", 1)) is int else 1 for m in module.modules()))
     classes = num_classes or dry_run(module, torch.empty(1, 3, image_size, image_size, device="meta")).shape[-1]
     net = attach(backbone, exits, classes, image_size, tuple(range(1, len(stages))), **kw)
-    if num_classes is None: net = MultiExitNet(backbone, [*net.heads[:-1], Head(*own)], net.at, image_size)
+    if num_classes is None: net = MultiExitNet(backbone, [*net.heads[:-1], Head(*own)], net.at, image_size, net.shapes)
     p = next(module.parameters())
     return net.to(p.device, p.dtype)

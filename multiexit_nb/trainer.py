@@ -106,7 +106,7 @@ def learning_rate(recipe: Recipe, step: int,   # steps taken so far
     if r.warmup and t < r.warmup: return r.lr*(step + 1)/(r.warmup*steps_per_epoch)
     if r.schedule == "cosine": return r.lr*(1 + math.cos(math.pi*(t - r.warmup)/max(r.epochs - r.warmup, 1e-9)))/2
     if r.schedule == "constant": return r.lr
-    return r.lr*r.decay**sum(int(t) >= round(m if m > 1 else m*r.epochs) for m in r.milestones)
+    return r.lr*r.decay**sum(t + 1e-9 >= (m if m > 1 else m*r.epochs) for m in r.milestones)
 
 # %% ../nbs/40_trainer.ipynb #objective
 class Objective(nn.Module):

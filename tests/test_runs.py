@@ -9,6 +9,7 @@ import torch
 from multiexit_nb import batch, runs
 from multiexit_nb.core import InputError
 from multiexit_nb.data import load_dataset
+from multiexit_nb.methods import list_methods
 from multiexit_nb.runs import Run, list_runs, pack_outputs, published, published_for, tidy
 from multiexit_nb.trainer import Recipe, train
 
@@ -137,6 +138,13 @@ def test_wrong_input_is_one_line_before_any_data(wrong, says, monkeypatch):
     with pytest.raises(InputError, match=says) as e: batch.prepare({**TINY, **wrong}, set(TINY) | set(wrong))
     assert "\n" not in str(e.value)
     assert not Path(batch.settings()["runs"]).exists()      # nothing left that looks like a run
+
+
+@pytest.mark.parametrize("method", list_methods())
+def test_every_method_passes_the_check_and_starts(method):
+    e = batch.prepare({**TINY, "method": method}, set(TINY))
+    net, m = batch.start(e, batch.load(e))
+    assert m.name == method and len(m.loss(net(torch.randn(4, 3, 32, 32)), torch.tensor([0, 1, 2, -1]))) >= 1
 
 
 def test_a_named_recipe_fills_in_what_is_left(monkeypatch):

@@ -233,7 +233,7 @@ def test_bf16_trains_in_float32_weights_and_losses(data):
     def loss(out, y): seen.append((out.logits.dtype, torch.is_autocast_enabled("cpu"))); return real(out, y)
     method.loss = loss
     low = []
-    net.stages[0].register_forward_hook(lambda m, i, o: low.append(o.dtype))
+    net.backbone.stages[0].register_forward_hook(lambda m, i, o: low.append(o.dtype))
     t, records = run(net, method, data, Recipe(epochs=1, batch_size=64, precision="bf16", channels_last=True))
     assert set(seen) == {(torch.float32, False)} and torch.bfloat16 in low
     assert {p.dtype for p in net.parameters()} == {torch.float32} and t.accelerator.mixed_precision == "bf16"
