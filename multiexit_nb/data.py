@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['register_dataset', 'random_crop_flip', 'Decoded', 'decode_image', 'Encoded', 'Augment', 'epoch_generator', 'Split',
-           'Splits', 'stratified', 'channel_statistics', 'Raw', 'list_datasets', 'digits', 'cifar10', 'cifar100',
-           'imagefolder', 'parquet', 'dataset_info', 'load_dataset', 'plot_samples']
+           'Splits', 'stratified', 'halves', 'channel_statistics', 'Raw', 'list_datasets', 'digits', 'cifar10',
+           'cifar100', 'imagefolder', 'parquet', 'dataset_info', 'load_dataset', 'plot_samples']
 
 # %% ../nbs/10_data.ipynb #c02
 import hashlib, io, json, os
@@ -190,6 +190,11 @@ def stratified(labels: Tensor,      # (N,)
         n = per_class(len(here)) if callable(per_class) else per_class
         chosen[here[torch.randperm(len(here), generator=g)[:n]]] = True
     return chosen
+
+def halves(split: "Split", seed: int = 0) -> tuple["Split", "Split"]:
+    "Two stratified halves of a split, for uses that must not see each other's images."
+    first = stratified(split.labels, lambda n: -(-n//2), seed)
+    return split.take(first), split.take(~first)
 
 # %% ../nbs/10_data.ipynb #channel-statistics
 def channel_statistics(source, rows: Tensor, most: int = 100_000) -> tuple[Tensor, Tensor]:

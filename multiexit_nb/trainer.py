@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Recipe', 'recipe_preset', 'list_recipes', 'learning_rate', 'Objective', 'Decided', 'decide', 'evaluate',
            'save_checkpoint', 'load_checkpoint', 'identity', 'plain', 'check_identity', 'Diverged', 'Training',
-           'accelerator', 'training_batches', 'Watch', 'train']
+           'accelerator', 'endless', 'training_batches', 'Watch', 'train']
 
 # %% ../nbs/40_trainer.ipynb #c02
 import contextlib, copy, dataclasses, math, time
@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from .core import (InputError, MultiExitOutput, OneLine, atomic_write, check_value, pick_device, progress, rng_state,
                                seed_everything, set_rng_state, unknown)
-from .data import Split, Splits
+from .data import Split, Splits, halves
+from .methods import Step
 from .metrics import anytime_probs, topk_correct
 
 # %% ../nbs/40_trainer.ipynb #recipe
@@ -264,6 +265,8 @@ class Training:
         n = len(data.train)//recipe.batch_size or 1
         self.steps_per_epoch = n                    # whole batches; a split smaller than one batch is one step
         self.decided, self.identity = None, identity(net, method, data, recipe)
+        self.val, self.meta = data.val, None        # what is scored, and what a method may learn from
+        if "val" in method.needs: self.meta, self.val = (data.val, data.val) if getattr(method, "reuse", False) else halves(data.val)
         method.label_smoothing = recipe.label_smoothing
         net.to(device); method.to(device)
 
@@ -346,7 +349,7 @@ def score(self: Training, split: str,    # "train", "val" or "test"
           keep: bool = False) -> dict:
     "Scores of the network, as it is, on a split."
     d = self.decided
-    return evaluate(self.net, getattr(self.data, split), self.method, device=self.device, precision=d.precision,
+    return evaluate(self.net, self.val if split == "val" else getattr(self.data, split), self.method, device=self.device, precision=d.precision,
                     channels_last=d.channels_last, batch_size=max(256, self.recipe.batch_size), keep=keep)
 
 # %% ../nbs/40_trainer.ipynb #accelerator
@@ -358,15 +361,21 @@ def accelerator(device: torch.device, precision: str):
     if device.index is not None and device.type == "cuda": torch.cuda.set_device(device)
     return Accelerator(cpu=device.type == "cpu", mixed_precision={"fp32": "no"}.get(precision, precision))
 
-# %% ../nbs/40_trainer.ipynb #training-batches
+# %% ../nbs/40_trainer.ipynb #endless
+def endless(split: Split, size: int, epoch: int, seed: int, **where) -> Iterator[tuple[Tensor, Tensor]]:
+    "Batches of a split over and over, in new orders, for as long as one epoch of another split asks."
+    turn = 0
+    while True:
+        yield from split.batches(max(1, size), epoch=f"{epoch}.{turn}", seed=seed, drop_last=True, **where)
+        turn += 1
+
 def training_batches(data: Splits, recipe: Recipe, epoch: int, device, unlabelled: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
     "Shuffled, augmented batches of one epoch, each followed by unlabelled images (label −1) if asked for."
     r, where = recipe, dict(device=device, drop_last=True)
     labelled = data.train.batches(r.batch_size, epoch=epoch, seed=r.seed, **where)
     if not unlabelled: yield from labelled; return
-    def endless(turn=0):
-        while True: yield from data.unlabelled.batches(max(1, round(r.batch_size*r.unlabelled_ratio)), epoch=f"{epoch}.{turn}", seed=r.seed, **where); turn += 1
-    for (x, y), (u, v) in zip(labelled, endless(), strict=False): yield torch.cat([x, u]), torch.cat([y, v])
+    more = endless(data.unlabelled, round(r.batch_size*r.unlabelled_ratio), epoch, r.seed, device=device)
+    for (x, y), (u, v) in zip(labelled, more, strict=False): yield torch.cat([x, u]), torch.cat([y, v])
 
 # %% ../nbs/40_trainer.ipynb #watch
 class Watch:
@@ -400,12 +409,14 @@ def _epoch(t: Training, epoch: int) -> dict:
     "Train one epoch, score validation, return the record."
     watch, started = Watch(epoch, t.device), time.perf_counter()
     t.objective.train()
+    meta = endless(t.meta, t.recipe.batch_size, epoch, t.recipe.seed, augment=False, device=t.device) if t.meta else None
     for i, (x, y) in enumerate(training_batches(t.data, t.recipe, epoch, t.device, "unlabelled" in t.method.needs)):
         lr = learning_rate(t.recipe, (epoch - 1)*t.steps_per_epoch + i, t.steps_per_epoch)
         for g in t.optimizer.param_groups: g["lr"] = lr
         terms, out = t.objective(x.contiguous(memory_format=_layout(t.decided.channels_last)), y)
         watch.step(terms, out, y)
         t.accelerator.backward(sum(terms.values()))
+        if meta: t.method.before_step(_step(t, x, y, lr, (epoch - 1)*t.steps_per_epoch + i, next(meta)))
         if t.recipe.clip_norm: t.accelerator.clip_grad_norm_(t.objective.parameters(), t.recipe.clip_norm)
         t.optimizer.step(); t.optimizer.zero_grad()
         with torch.no_grad(): t.method.after_step(out)
@@ -417,6 +428,12 @@ def _epoch(t: Training, epoch: int) -> dict:
                   memory_gb=_memory(t.device), train=train, method=plain(t.method.record()))
     splits = ["val"]*bool(len(t.data.val)) + ["test"]*(t.recipe.select == "best-test")
     return record | {s: t.score(s) for s in splits}
+
+def _step(t: Training, x, y, lr: float, number: int, val: tuple) -> Step:
+    "What a method may look at before the optimizer moves."
+    exact = t.decided.precision == "fp32"      # else the gradients are of lower precision than the method works in
+    grads = {k: p.grad for k, p in t.net.named_parameters() if p.grad is not None} if exact else None
+    return Step(t.net, x, y, lr, number, *val, grads)
 
 # %% ../nbs/40_trainer.ipynb #memory
 def _memory(device: torch.device) -> float:
@@ -437,6 +454,8 @@ def train(net: nn.Module,             # a MultiExitNet
     "Train; iterating yields one plain record per epoch. `load_best()` then puts the selected weights in place."
     check_value("resume", resume, resume in (True, False, "auto"), "True, False or 'auto'")
     if recipe.select == "best-val" and not len(data.val): raise InputError("select='best-val' needs validation images: val_per_class is 0")
+    if "val" in method.needs and len(data.val) < 2*data.num_classes:
+        raise InputError(f"{method.name} learns from validation images: val_per_class must be at least 2")
     if "unlabelled" in method.needs and not len(data.unlabelled):
         raise InputError(f"{method.name} was made for unlabelled images, but {data.name} has none: set images_per_class")
     exists = checkpoint is not None and Path(checkpoint).exists()

@@ -299,6 +299,24 @@ def test_unlabelled_images_come_with_every_batch(data):
     assert "unlabelled" in t.method.needs and all(math.isfinite(v) for v in records[0]["train"]["loss"].values())
 
 
+def test_images_that_teach_loss_weights_are_not_scored(data):
+    recipe = Recipe(epochs=1, batch_size=64, **PLAIN)
+    t, records = run(*make(data, "hdkd"), data, recipe)
+    meta, val = set(t.meta.rows.tolist()), set(t.val.rows.tolist())
+    assert not meta & val and meta | val == set(data.val.rows.tolist()) and abs(len(meta) - len(val)) <= data.num_classes
+    assert t.meta.labels.bincount().min() >= 1 and val != set()
+    gamma = torch.tensor(records[0]["method"]["gamma"])
+    assert not torch.equal(gamma, make(data, "hdkd")[1].gamma)          # it has moved
+    both = train(*make(data, "hdkd", reuse=True), data, recipe, device="cpu", bar=False)
+    assert both.meta is data.val and both.val is data.val
+    with pytest.raises(InputError, match="val_per_class must be at least 2"): train(*make(data, "hdkd"), load_dataset("digits", val_per_class=1), recipe)
+
+
+def test_loss_weights_are_learned_under_bf16_too(data):
+    t, records = run(*make(data, "hdkd", meta_every=2), data, Recipe(epochs=1, batch_size=64, precision="bf16", channels_last=False))
+    assert t.method.gamma.dtype == torch.float32 and math.isfinite(sum(map(sum, records[0]["method"]["gamma"])))
+
+
 def test_evaluate_equals_counting(data):
     net, method = make(data)
     s = evaluate(net, data.test, method, batch_size=17, keep=True)

@@ -6,12 +6,14 @@
 __all__ = ['HOW_PAPERS_COUNT', 'as_printed', 'designs', 'exit_rows', 'zoo', 'zoo_table', 'plot_cost_depth']
 
 # %% ../../nbs/59_zoo.ipynb #c02
+import math
+
 import pandas as pd
 import torch
 from torch import nn
 
 from ..backbones import register_backbone
-from ..figures import GREY, exit_colours, figure
+from ..figures import GREY, exit_colours, template
 from ..models import MultiExitNet, count_parts, create_model, cumulate, exits_of, list_models
 from ..runs import published
 
@@ -38,18 +40,19 @@ def designs() -> pd.DataFrame:
     for n in sorted(set(list_models()) - {r["network"] for r in rows}):
         big = register_backbone[n].info["min_size"] >= 64
         rows.append(dict(network=n, paper="", size=224 if big else 32, classes=1000 if big else 100, convention="msdnet",
-                         exits=exits_of(n, "sepconv"), earlier_heads=False))
+                         exits="sepconv", earlier_heads=False))
+    for r in rows: r["exits"] = exits_of(r["network"], r["exits"])     # MSDNet keeps its own
     return pd.DataFrame(rows).drop_duplicates(["network", "paper", "size"], ignore_index=True)
 
 # %% ../../nbs/59_zoo.ipynb #exit-rows
 def exit_rows(net: MultiExitNet, convention: str, earlier_heads: bool) -> pd.DataFrame:
-    "One row per exit: layers run, parameters and multiply-adds up to there, and the cost as a paper counts it."
+    "One row per exit: convolutions before it, parameters and multiply-adds up to there, and the cost as a paper counts it."
     size = lambda module: sum(p.numel() for p in module.parameters())
-    layers = lambda module: sum(isinstance(m, (nn.Conv2d, nn.Linear)) for m in module.modules())
-    path = lambda count: [sum(map(count, net.backbone.stages[:s])) + count(h) for s, h in zip(net.at, net.heads)]
+    convs = lambda module: sum(isinstance(m, nn.Conv2d) for m in module.modules())
+    path = lambda count: [sum(map(count, net.backbone.stages[:s])) for s in net.at]
     parts = count_parts(net)
-    return pd.DataFrame(dict(exit=range(1, net.num_exits + 1), depth=path(layers), params=path(size), total_params=size(net),
-                             macs=cumulate(*parts, net.at, "macs"), cost=cumulate(*parts, net.at, convention, earlier_heads)))
+    return pd.DataFrame(dict(exit=range(1, net.num_exits + 1), depth=path(convs), total_params=size(net),
+                             params=[p + size(h) for p, h in zip(path(size), net.heads)], macs=cumulate(*parts, net.at, "macs"), cost=cumulate(*parts, net.at, convention, earlier_heads)))
 
 # %% ../../nbs/59_zoo.ipynb #zoo
 def zoo(which: pd.DataFrame | None = None   # some rows of `designs()`; all by default
@@ -82,12 +85,18 @@ def zoo_table(rows: pd.DataFrame   # from `zoo()`
 # %% ../../nbs/59_zoo.ipynb #plot-cost-depth
 def plot_cost_depth(rows: pd.DataFrame   # from `zoo()`
                    ):
-    "Multiply-adds of every exit against its depth, one line per network, both axes logarithmic."
-    fig = figure("What an exit costs", "layers run up to the exit", "multiply-adds for one image", xaxis_type="log", yaxis_type="log", height=620,
-                 showlegend=False)
-    for (name, exits, size), r in rows.groupby(["network", "exits", "size"], sort=False):
-        label = name + (f"@{size}" if size > 64 else "")
-        fig.add_scatter(x=r.depth, y=r.macs, mode="lines+markers+text", line=dict(color=GREY, width=1),
-                        marker=dict(size=8, color=exit_colours(len(r))), text=[""]*(len(r) - 1) + [label], textposition="middle right",
-                        textfont_size=9, name=f"{label}, {exits}", hovertemplate="%{fullData.name}: exit %{pointNumber}, %{y:.3s}<extra></extra>")
-    return fig
+    "Multiply-adds of every exit against its depth, a line per network, a panel per kind of exit, logarithmic axes."
+    from plotly.subplots import make_subplots
+    kinds = list(dict.fromkeys(rows.exits))
+    fig = make_subplots(rows=-(-len(kinds)//2), cols=2, shared_xaxes="all", shared_yaxes="all", subplot_titles=[f"{k} exits" for k in kinds],
+                        horizontal_spacing=0.03, vertical_spacing=0.07)
+    for (name, kind, size), r in rows.groupby(["network", "exits", "size"], sort=False):
+        at, label = kinds.index(kind), name + (f" at {size}" if size > 64 else "")
+        fig.add_scatter(x=r.depth, y=r.macs, mode="lines+markers+text", line=dict(color=GREY, width=1), showlegend=False, name=label,
+                        marker=dict(size=7, color=exit_colours(len(r))), text=[""]*(len(r) - 1) + [label], textposition="middle right",
+                        textfont_size=9, cliponaxis=False, row=at//2 + 1, col=at % 2 + 1, customdata=r.exit,
+                        hovertemplate="%{fullData.name}, exit %{customdata}<br>%{x} convolutions, %{y:.3s} multiply-adds<extra></extra>")
+    low, high = rows.depth.min(), rows.depth.max()
+    fig.update_xaxes(type="log", dtick=1, range=[math.log10(low) - 0.1, math.log10(high) + 0.7]).update_yaxes(type="log", dtick=1)
+    fig.update_xaxes(title_text="convolutions up to the exit", row=-(-len(kinds)//2)).update_yaxes(title_text="multiply-adds", col=1)
+    return fig.update_layout(template=template(), title_text="What an exit costs", height=330*(-(-len(kinds)//2)) + 60, width=900)
