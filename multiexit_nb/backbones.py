@@ -190,6 +190,7 @@ def wrn_28_10(image_size):
 @register_backbone("resnext29_4x64d", min_size=8)
 def resnext29_4x64d(image_size, *, wide: bool = False):
     "ResNeXt: three stages of three bottlenecks with 4 groups."
+    check_value("wide", wide, type(wide) is bool, "true or false")
     width, kw = (128, dict(groups=4, base_width=32)) if wide else (64, dict(groups=4, base_width=64))
     stages, c = [], 64
     for i in range(3):
@@ -224,6 +225,7 @@ def pyramidnet110_270(image_size):
 @register_backbone("densenet121", min_size=8)
 def densenet121(image_size, *, after_transition: bool = False, preactivation: bool = False):
     "DenseNet: four dense blocks, growth 32."
+    for k, v in dict(after_transition=after_transition, preactivation=preactivation).items(): check_value(k, v, type(v) is bool, "true or false")
     f = torchvision.models.densenet121(num_classes=1).features
     if image_size <= 64:
         f.conv0, f.pool0 = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()

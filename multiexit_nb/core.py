@@ -102,7 +102,7 @@ def project_root() -> Path:
     return Path.cwd()
 
 # %% ../nbs/00_core.ipynb #settings
-_DEFAULTS = dict(datasets="data/datasets", runs="data/runs", device="auto", seed="0", workers="auto")
+_DEFAULTS = dict(datasets="data/datasets", runs="data/runs", device="auto", workers="auto")
 
 def settings() -> dict:
     "settings.ini with `MULTIEXIT_…` environment variables over it; folders absolute, numbers as int."
@@ -113,9 +113,7 @@ def settings() -> dict:
         if name not in _DEFAULTS: raise unknown(f"entry in {root/'settings.ini'}:", name, _DEFAULTS)
     s = {k: os.environ.get(f"MULTIEXIT_{k.upper()}", given.get(k, d)).strip() for k, d in _DEFAULTS.items()}
     for k in ("datasets", "runs"): s[k] = (root/Path(s[k]).expanduser()).resolve()
-    for k in ("seed", "workers"):
-        check_value(k, s[k], s[k].isdigit() or (k, s[k]) == ("workers", "auto"), "a whole number ≥ 0")
-    s["seed"] = int(s["seed"])
+    check_value("workers", s["workers"], s["workers"].isdigit() or s["workers"] == "auto", "auto or a whole number ≥ 0")
     s["workers"] = min(os.cpu_count() or 1, 8) if s["workers"] == "auto" else int(s["workers"])
     return s
 

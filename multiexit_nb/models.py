@@ -18,8 +18,8 @@ from torch.fx.passes.shape_prop import ShapeProp
 from torch.fx.passes.split_module import split_module
 
 from .backbones import Backbone, conv_bn, dry_run, evaluating, init_weights, register_backbone, stage_shapes
-from . import msdnet as _msdnet   # registers its networks
 from .core import InputError, MultiExitOutput, Registry, check_value, unknown
+from .msdnet import MSDNet
 
 # %% ../nbs/22_exits.ipynb #head
 class Head(nn.Module):
@@ -112,8 +112,8 @@ def linear(spec: ExitSpec, *, head_activation: str = "none"):
 @register_exit("msdnet")
 def msdnet(spec: ExitSpec):
     "Two plain convolutions with stride 2."
-    c, bias = spec.shape[0], getattr(spec.backbone, "conv_bias", False)
-    width = getattr(spec.backbone, "head_width", 128) or c
+    c, net = spec.shape[0], spec.backbone
+    width, bias = (net.head_width or c, net.conv_bias) if isinstance(net, MSDNet) else (128, False)
     body = nn.Sequential(*conv_bn(c, width, 3, 2, bias), *conv_bn(width, width, 3, 2, bias), GlobalPool())
     return Head(body, classifier((width, spec.num_classes)))
 

@@ -6,7 +6,7 @@
 __all__ = ['MOST_LOGITS', 'tidy', 'Run', 'provenance', 'pack_outputs', 'this_notebook', 'list_runs', 'published', 'published_for']
 
 # %% ../nbs/41_runs.ipynb #c02
-import datetime, json, os, platform, re, subprocess, sys
+import datetime, json, os, platform, re, subprocess
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,7 @@ from fastcore.basics import patch
 from torch import Tensor
 
 from .core import InputError, atomic_write, check_value, project_root, settings, unknown
-from .trainer import Training, load_checkpoint, plain
+from .trainer import Training, plain
 
 # %% ../nbs/41_runs.ipynb #tidy
 def tidy(record: dict) -> list[dict]:
@@ -130,8 +130,8 @@ def load(cls: Run, run, folder=None) -> Run:
     "A run by its id or its path."
     path = Path(run) if (Path(run)/"params.json").is_file() else _runs_folder(folder)/str(run)
     if not (path/"params.json").is_file(): raise unknown("run", run, [p.parent.name for p in _runs_folder(folder).glob("*/params.json")])
-    run = Run(path); run.about
-    return run
+    run = Run(path)
+    return run if run.about else None      # reading it tells whether it is whole
 
 # %% ../nbs/41_runs.ipynb #pack-outputs
 MOST_LOGITS = 50_000_000   # M·N·K beyond which only the ten best classes are kept

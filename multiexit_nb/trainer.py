@@ -270,23 +270,6 @@ class Training:
         method.label_smoothing = recipe.label_smoothing
         net.to(device); method.to(device)
 
-    def start(self, saved: dict | None):
-        "Decide what is auto, wrap for the device, and take over a checkpoint."
-        batch = lambda: next(training_batches(self.data, self.recipe, 1, self.device, "unlabelled" in self.method.needs))
-        self.decided = Decided(**saved["decided"]) if saved else decide(self.recipe, self.net, self.method, self.device, batch)
-        self.net.to(memory_format=_layout(self.decided.channels_last))
-        parameters = [*self.net.parameters(), *self.method.inner_parameters()]
-        r, fused = self.recipe, {"fused": True} if self.device.type in ("cpu", "cuda") else {}
-        self.optimizer = torch.optim.SGD(parameters, r.lr, r.momentum, weight_decay=r.weight_decay, nesterov=r.nesterov and r.momentum > 0, **fused)
-        if r.compile: self.net.compile()
-        self.accelerator = accelerator(self.device, self.decided.precision)
-        self.objective, self.optimizer = self.accelerator.prepare(Objective(self.net, self.method), self.optimizer)
-        if saved: self.restore(saved)
-        else: seed_everything(self.recipe.seed); self.save()
-        images = self.steps_per_epoch*r.batch_size
-        self.progress = progress(total=images*r.epochs, initial=images*self.epoch, desc="training", unit="img", disable=not self.bar)
-        return self
-
     def __iter__(self): return self
 
     def __next__(self) -> dict:
@@ -301,6 +284,25 @@ class Training:
         top = record.get("val", record.get("test", record["train"]))["top1"]
         self.progress.set_postfix_str(f"exit 1: {top[0]:.1f} %, exit {len(top)}: {top[-1]:.1f} %")
         return record
+
+# %% ../nbs/40_trainer.ipynb #start
+@patch
+def start(self: Training, saved: dict | None) -> Training:
+    "Decide what is auto, wrap for the device, and take over a checkpoint."
+    batch = lambda: next(training_batches(self.data, self.recipe, 1, self.device, "unlabelled" in self.method.needs))
+    self.decided = Decided(**saved["decided"]) if saved else decide(self.recipe, self.net, self.method, self.device, batch)
+    self.net.to(memory_format=_layout(self.decided.channels_last))
+    parameters = [*self.net.parameters(), *self.method.inner_parameters()]
+    r, fused = self.recipe, {"fused": True} if self.device.type in ("cpu", "cuda") else {}
+    self.optimizer = torch.optim.SGD(parameters, r.lr, r.momentum, weight_decay=r.weight_decay, nesterov=r.nesterov and r.momentum > 0, **fused)
+    if r.compile: self.net.compile()
+    self.accelerator = accelerator(self.device, self.decided.precision)
+    self.objective, self.optimizer = self.accelerator.prepare(Objective(self.net, self.method), self.optimizer)
+    if saved: self.restore(saved)
+    else: seed_everything(self.recipe.seed); self.save()
+    images = self.steps_per_epoch*r.batch_size
+    self.progress = progress(total=images*r.epochs, initial=images*self.epoch, desc="training", unit="img", disable=not self.bar)
+    return self
 
 # %% ../nbs/40_trainer.ipynb #state
 @patch

@@ -8,17 +8,21 @@ from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from multiexit_nb.backbones import Backbone, dry_run, register_backbone
 from multiexit_nb.core import InputError
-from multiexit_nb.models import CONVENTIONS, Head, MultiExitNet, count_parts, create_model, list_exits, list_models, register_exit
+from multiexit_nb.methods import create_method
+from multiexit_nb.models import (CONVENTIONS, ExitPath, Head, MultiExitNet, attach_exits, count, count_parts, create_model, list_exits, list_models,
+                                 register_exit)
+from multiexit_nb.msdnet import Cell, Column
 
 torch.set_num_threads(1)
 ROWS = list(csv.DictReader((Path(__file__).parent/"published_costs.csv").open(encoding="utf8")))
 KEY = ("model", "options", "num_classes", "image_size", "exits")
-TABLES = {k: list(g) for k, g in groupby(ROWS, lambda r: tuple(r[c] for c in KEY)) if k[0] in list_models()}
+TABLES = {k: list(g) for k, g in groupby(ROWS, lambda r: tuple(r[c] for c in KEY))}
 SMALL = ("tiny", "resnet8", "vgg11")
 
 
@@ -108,8 +112,8 @@ def test_counting_leaves_no_trace():
 
 def test_a_layer_without_a_rule_is_an_error_not_a_zero():
     net = create_model("tiny", 10)
-    net.heads[0].body.insert(0, nn.GroupNorm(2, 4))
-    with pytest.raises(InputError, match="no rule for the cost of GroupNorm"): net.cost()
+    net.heads[0].body.insert(0, nn.PReLU())
+    with pytest.raises(InputError, match="no rule for the cost of PReLU"): net.cost()
 
 
 # ---- what a network promises
@@ -272,6 +276,198 @@ def test_a_new_backbone_and_a_new_kind_of_exit_are_one_function_each():
             net = create_model("two_convs", 5, image_size=8, exits=exits)
             assert net(torch.randn(2, 3, 8, 8)).logits.shape == (net.num_exits, 2, 5)
     finally: del register_backbone._items["two_convs"], register_exit._items["max"]
+
+
+def step(net, method, x, y):
+    "Forward and backward once; the losses."
+    losses = method.loss(net(x), y)
+    sum(losses.values()).backward()
+    return {k: v.item() for k, v in losses.items()}
+
+
+def trained(name):
+    torch.manual_seed(0)
+    image = register_backbone[name].info["min_size"]
+    net = create_model(name, 5, max(image, 16))
+    x, y = torch.randn(3, 3, net.image_size, net.image_size), torch.tensor([0, 4, 2])
+    given = dict(num_exits=net.num_exits, num_classes=5, feature_dims=net.feature_dims, num_train=3)
+    plain = step(net, create_method("branchynet", **given), x, y)
+    assert all(map(math.isfinite, plain.values())) and all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
+    if len(set(net.feature_dims)) == 1: assert all(map(math.isfinite, step(net, create_method("mate", **given), x, y).values()))
+    else:
+        with pytest.raises(InputError, match="width"): create_method("mate", **given)
+
+
+LARGE = [n for n in list_models() if size(on_meta(n, image_size=str(max(32, register_backbone[n].info["min_size"])))) > 15e6]
+
+
+@pytest.mark.parametrize("name", [n for n in list_models() if n not in LARGE])
+def test_a_training_step(name): trained(name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LARGE)
+def test_a_training_step_of_a_large_network(name): trained(name)
+
+
+# ---- MSDNet
+
+HDKD = "msdnet_hdkd_cifar"
+MSDNETS = [   # name, options, layers, parameters (M), cost with all earlier heads (M)
+    (HDKD, {}, 36, 5.31, [6.86, 14.35, 27.29, 48.45, 81.57, 112.64, 152.92, 192.69]),
+    (HDKD, dict(num_exits=4), 10, 1.42, [6.86, 14.35, 26.13, 38.04]),
+    (HDKD, dict(num_exits=6), 21, 2.85, [6.86, 14.35, 27.29, 46.56, 67.43, 89.09]),
+    ("msdnet_mate_cifar", {}, 15, 2.08, [6.86, 14.35, 27.54, 41.71, 58.48]),
+    ("msdnet_hdkd_imagenet", {}, 20, 23.96, [339.9, 685.5, 1008.2, 1254.5, 1360.5]),
+    ("msdnet_hdkd_imagenet_33", {}, 30, 56.53, [514.7, 1171.2, 1844.5, 2501.4, 2742.1]),
+    ("msdnet_hdkd_imagenet_38", {}, 35, 62.31, [615.7, 1436.4, 2283.2, 2967.4, 3253.8]),
+    ("msdnet_dbt_cifar", {}, 24, 5.60, [15.14, 25.51, 37.79, 52.06, 62.18, 74.07, 87.73, 100.04, 110.12, 121.68, 134.71]),
+    ("msdnet_dbt_cifar_code", {}, 24, 5.07, [15.57, 31.23, 51.95, 65.99, 83.28, 103.80, 132.95, 150.23, 170.76, 194.53, 211.57]),
+    ("msdnet_dbt_imagenet", {}, 38, 80.22, [973.4, 1887.4, 2819.9, 3579.8, 3891.4])]
+ALONE = {HDKD: [6.86, 12.12, 21.95, 38.67, 65.58, 91.69, 124.37, 157.85], "msdnet_hdkd_imagenet": [339.9, 658.5, 954.3, 1177.9, 1267.05],
+         "msdnet_mate_cifar": [6.86, 12.12, 22.20, 33.85, 46.33]}
+
+
+def as_listed(cost, listed): return [float(f"{c/1e6:.{len(str(v).partition('.')[2])}f}") for c, v in zip(cost, listed, strict=True)]
+
+
+@pytest.mark.parametrize("name,options,layers,params,costs", MSDNETS)
+def test_msdnet_costs_and_parameters(name, options, layers, params, costs):
+    imagenet = "imagenet" in name
+    net = on_meta(name, num_classes="1000" if imagenet else "100", image_size="224" if imagenet else "32", **options)
+    assert as_listed(net.cost("msdnet", earlier_heads=True), costs) == costs
+    if name in ALONE and not options: assert as_listed(net.cost("msdnet"), ALONE[name]) == ALONE[name]
+    assert round(size(net)/1e6, 2) == params
+    assert sum(len(s) for s in net.backbone.stages) - 1 == layers   # the stem is the other part of stage 1
+    assert (len(set(net.feature_dims)) == 1) == (not imagenet)
+
+
+@pytest.mark.parametrize("prune", ["max", "min"])
+@pytest.mark.parametrize("step_mode", ["even", "lin_grow"])
+def test_msdnet_exits_skip_what_they_do_not_need(prune, step_mode):
+    torch.manual_seed(0)
+    net = create_model("msdnet", 10, prune=prune, step_mode=step_mode, num_exits=4, base=2, step=2).eval()
+    x, ran = torch.randn(2, 3, 32, 32), []
+    cells = [m for m in net.backbone.modules() if isinstance(m, (Cell, nn.Linear))]
+    for c in cells: c.register_forward_hook(lambda m, *_: ran.append(m))
+    with torch.no_grad():
+        want = net(x).logits
+        assert len(ran) == len(cells)
+        layers = [c for s in net.backbone.stages for c in s if isinstance(c, Column)]
+        for m in range(1, 5):
+            ran.clear()
+            torch.testing.assert_close(net.exit(x, m), want[m - 1], rtol=1e-4, atol=1e-5)
+            mine = layers[:sum(len(s) for s in net.backbone.stages[:m]) - 1]
+            # the k-th layer before the exit needs k scales; no more than it has
+            assert len(ran) == sum(min(len(layer.scales), k + 1) for k, layer in enumerate(reversed(mine)))
+            path, image = ExitPath(net, m), torch.empty(1, 3, 32, 32, device="meta")
+            assert count(path, image)[1]["macs"] <= net.cost()[m - 1]
+    assert count(ExitPath(net, 1), image)[1]["macs"] < net.cost()[0]
+
+
+def test_msdnet_has_its_own_exits():
+    assert on_meta("msdnet").cost() == on_meta("msdnet", exits="msdnet").cost()
+    assert on_meta("msdnet", exits="none").num_exits == 1
+    assert size(on_meta("msdnet", exits="none").heads[0]) == size(on_meta("msdnet").heads[-1])
+    with pytest.raises(InputError, match="'msdnet' or 'none' for msdnet"): on_meta("msdnet", exits="linear")
+    assert on_meta("tiny", exits="msdnet").feature_dims == (128,)*4
+
+
+def test_msdnet_copies_and_compiles():
+    torch.manual_seed(0)
+    net, x = create_model("msdnet", 10, num_exits=2).eval(), torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        want = net(x).logits
+        torch.testing.assert_close(copy.deepcopy(net)(x).logits, want, rtol=0, atol=0)
+        torch.testing.assert_close(torch.compile(net, backend="aot_eager", fullgraph=True)(x).logits, want, rtol=1e-3, atol=1e-4)
+
+
+# ---- exits on a user's own network
+
+class Plain(nn.Module):
+    "A user's network: a function between its modules, and a shortcut inside a stage."
+    def __init__(self):
+        super().__init__()
+        self.stem, self.low = nn.Conv2d(3, 8, 3, 2, 1), nn.Sequential(nn.Conv2d(8, 8, 3, 1, 1), nn.BatchNorm2d(8))
+        self.mid, self.top = nn.Conv2d(8, 16, 3, 2, 1), nn.Conv2d(16, 32, 3, 2, 1)
+        self.out = nn.Linear(32, 7)
+
+    def forward(self, x):
+        x = torch.relu(self.stem(x))
+        x = x + self.low(x)
+        x = torch.relu(self.mid(x))
+        return self.out(torch.relu(self.top(x)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("exits", ["sepconv", "conv", "linear"])
+def test_exits_on_a_network_of_ones_own(exits):
+    torch.manual_seed(0)
+    module = Plain().train()
+    net = attach_exits(module, ["stem", "mid"], exits)
+    assert module.training and all(m.training for m in module.modules())
+    assert net.shapes == ((8, 16, 16), (16, 8, 8), (32, 4, 4)) and net.at == (1, 2, 3) and net.feature_dims[-1] == 32
+    assert {id(p) for p in module.parameters()} <= {id(p) for p in net.parameters()}
+    x = torch.randn(4, 3, 32, 32)
+    net(x).logits.sum().backward()
+    assert all(p.grad is not None for p in net.parameters())
+    net.eval()
+    with torch.no_grad():
+        out = net(x)
+        torch.testing.assert_close(out.logits[-1], module(x))
+        twin = copy.deepcopy(net)
+        for m in (1, 2, 3): torch.testing.assert_close(twin.exit(x, m), out.logits[m - 1])
+    assert net.cost()[-1] == 32*7 + 256*27*8 + 256*72*8 + 64*72*16 + 16*144*32
+
+
+def test_exits_on_a_network_with_a_new_classifier():
+    net = attach_exits(Plain(), ["stem"], num_classes=3)
+    out = net(torch.randn(2, 3, 32, 32))
+    assert out.logits.shape == (2, 2, 3) and net.feature_dims == (32, 32)
+
+
+@pytest.mark.parametrize("name,at", [("resnet18", ["layer1", "layer2", "layer3"]), ("densenet121", ["features.denseblock1", "features.denseblock3"]),
+                                     ("vgg11_bn", ["features.7", "features.14"]), ("mobilenet_v3_small", ["features.3", "features.8"])])
+def test_exits_on_networks_of_torchvision(name, at):
+    torch.manual_seed(0)
+    module = getattr(torchvision.models, name)(weights=None).eval()
+    net, x = attach_exits(module, at, image_size=64).eval(), torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        out = net(x)
+        torch.testing.assert_close(out.logits[-1], module(x))
+        for m in range(1, net.num_exits + 1): torch.testing.assert_close(net.exit(x, m), out.logits[m - 1])
+
+
+def test_attached_exits_cost_what_the_registered_network_costs():
+    with torch.device("meta"): module = torchvision.models.resnet50(num_classes=1000)
+    for exits in ("sepconv", "conv"):
+        net, ours = attach_exits(module, ["layer1", "layer2", "layer3"], exits, image_size=224), on_meta("resnet50", "{}", 1000, 224, exits)
+        assert net.cost() == ours.cost() and size(net) == size(ours) and net.cost("fvcore")[:3] == ours.cost("fvcore")[:3]
+
+
+class Branching(Plain):
+    def forward(self, x): return super().forward(x) if x.sum() > 0 else super().forward(-x)
+
+
+class Twice(Plain):
+    def forward(self, x): return self.out((self.top(self.mid(self.low(self.low(self.stem(x)))))).mean((2, 3)))
+
+
+WRONG_CUTS = [(Plain, ["stm"], {}, "Did you mean 'stem'"), (Plain, ["mid", "stem"], {}, "in the order they run"), (Twice, ["low"], {}, "each run once"),
+              (Plain, ["low"], {}, "all information passes through"), (Plain, ["out"], {}, "one feature map"), (Plain, ["top"], {}, "the last exit is there already"),
+              (Branching, ["stem"], {}, "cannot follow the forward pass of Branching"), (Plain, ["stem"], dict(exits="cnv"), "Did you mean 'conv'"),
+              (Plain, ["stem"], dict(num_classes=1), "whole number ≥ 2"), (Plain, ["stem"], dict(image_size=0), "whole number of pixels"),
+              (Plain, ["stem"], dict(dropout=0.5), "single layer")]
+
+
+@pytest.mark.parametrize("make,at,kw,message", WRONG_CUTS)
+def test_wrong_cuts_are_one_line(make, at, kw, message):
+    with pytest.raises(InputError) as e: attach_exits(make(), at, **kw)
+    assert message in str(e.value) and "\n" not in str(e.value)
+
+
+def test_an_image_the_network_cannot_take():
+    module = nn.Sequential(nn.Conv2d(3, 4, 5), nn.MaxPool2d(4), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(4, 2))
+    with pytest.raises(InputError, match="image_size=8: Sequential cannot take it"): attach_exits(module, [1], image_size=8)
 
 
 def test_every_registered_network_on_meta():

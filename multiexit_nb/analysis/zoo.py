@@ -88,15 +88,15 @@ def plot_cost_depth(rows: pd.DataFrame   # from `zoo()`
     "Multiply-adds of every exit against its depth, a line per network, a panel per kind of exit, logarithmic axes."
     from plotly.subplots import make_subplots
     kinds = list(dict.fromkeys(rows.exits))
-    fig = make_subplots(rows=-(-len(kinds)//2), cols=2, shared_xaxes="all", shared_yaxes="all", subplot_titles=[f"{k} exits" for k in kinds],
-                        horizontal_spacing=0.03, vertical_spacing=0.07)
+    fig = make_subplots(rows=-(-len(kinds)//2), cols=2, subplot_titles=[f"{k} exits" for k in kinds],
+                        horizontal_spacing=0.07, vertical_spacing=0.09)
     for (name, kind, size), r in rows.groupby(["network", "exits", "size"], sort=False):
         at, label = kinds.index(kind), name + (f" at {size}" if size > 64 else "")
         fig.add_scatter(x=r.depth, y=r.macs, mode="lines+markers+text", line=dict(color=GREY, width=1), showlegend=False, name=label,
                         marker=dict(size=7, color=exit_colours(len(r))), text=[""]*(len(r) - 1) + [label], textposition="middle right",
                         textfont_size=9, cliponaxis=False, row=at//2 + 1, col=at % 2 + 1, customdata=r.exit,
                         hovertemplate="%{fullData.name}, exit %{customdata}<br>%{x} convolutions, %{y:.3s} multiply-adds<extra></extra>")
-    low, high = rows.depth.min(), rows.depth.max()
-    fig.update_xaxes(type="log", dtick=1, range=[math.log10(low) - 0.1, math.log10(high) + 0.7]).update_yaxes(type="log", dtick=1)
+    span = lambda v, left, right: [math.log10(v.min()) - left, math.log10(v.max()) + right]
+    fig.update_xaxes(type="log", dtick=1, range=span(rows.depth, 0.1, 0.7)).update_yaxes(type="log", dtick=1, range=span(rows.macs, 0.2, 0.2))
     fig.update_xaxes(title_text="convolutions up to the exit", row=-(-len(kinds)//2)).update_yaxes(title_text="multiply-adds", col=1)
     return fig.update_layout(template=template(), title_text="What an exit costs", height=330*(-(-len(kinds)//2)) + 60, width=900)
