@@ -1,4 +1,8 @@
-"""Every test has run and data folders of its own."""
+"""Every test has run and data folders of its own, and small networks have one thread: two that wait for each other are slower."""
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")     # read when torch starts, here and in the kernels the tests start
+
 import pytest
 
 
