@@ -149,9 +149,12 @@ def save(self: Run, training: Training) -> dict:
     from safetensors.torch import save_file
     if training.epoch == 0: raise InputError("nothing to save: no epoch has been trained")
     last = training.score("test") if training.best["epoch"] != training.epoch else None
-    selected = training.load_best()
-    test = training.score("test", keep=True)
-    outputs = pack_outputs(test.pop("logits"), test.pop("labels"))
+    selected, outputs, scores = training.load_best(), {}, {}
+    for split in ("val", "test") if len(training.data.val) else ("test",):
+        scores[split] = training.score(split, keep=True)
+        packed = pack_outputs(scores[split].pop("logits"), scores[split].pop("labels"))
+        outputs |= {f"{split}.{k}": v for k, v in packed.items()}
+    test = scores["test"]
     weights = {f"{k}.{n}": v.detach().cpu().contiguous() for k, m in (("net", training.net), ("method", training.method))
                for n, v in m.state_dict().items()}
     atomic_write(self.path/"weights.safetensors", lambda tmp: save_file(weights, tmp))
@@ -164,13 +167,14 @@ def save(self: Run, training: Training) -> dict:
 
 # %% ../nbs/41_runs.ipynb #outputs
 @patch
-def outputs(self: Run) -> dict[str, Tensor]:
-    "Test outputs: `logits` (M, N, K) float32, or `values` and `classes` (M, N, 10); and `labels` (N,)."
+def outputs(self: Run, split: str = "test") -> dict[str, Tensor]:
+    "Outputs on test or val: `logits` (M, N, K) float32, or `values` and `classes` (M, N, 10); and `labels` (N,)."
     from safetensors.torch import load_file
     f = self.path/"outputs.safetensors"
-    if not f.is_file(): raise InputError(f"run {self.id} has no test outputs: it has not finished")
-    try: return {k: v.float() if v.dtype == torch.float16 else v for k, v in load_file(f).items()}
+    if not f.is_file(): raise InputError(f"run {self.id} has no outputs: it has not finished")
+    try: found = {k.split(".")[1]: v.float() if v.dtype == torch.float16 else v for k, v in load_file(f).items() if k.split(".")[0] == split}
     except Exception as e: raise InputError(f"{f} is damaged: {str(e)[:80]}") from None
+    return found if found else check_value("split", split, False, "test, or val where the run had validation images")
 
 @patch
 def weights(self: Run, part: str = "net") -> dict[str, Tensor]:
@@ -221,6 +225,12 @@ def table(self: Run, cost: list[int]   # multiply-adds of each exit
                      index=pd.RangeIndex(1, len(cost) + 1, name="exit"))
     beside = published_for(p["dataset"], p["model"], p["method"], len(cost), p.get("images_per_class") or None)
     return t.join(beside.add_prefix("published: ")).round(2) if len(beside) else t.round(2)
+
+@patch
+def keep(self: Run, name: str, table):
+    "Keep a table of the report as `<name>.csv`; returns it."
+    atomic_write(self.path/f"{name}.csv", lambda tmp: table.to_csv(tmp))
+    return table
 
 # %% ../nbs/41_runs.ipynb #this-notebook
 def this_notebook() -> Path | None:

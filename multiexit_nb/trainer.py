@@ -265,8 +265,10 @@ class Training:
         n = len(data.train)//recipe.batch_size or 1
         self.steps_per_epoch = n                    # whole batches; a split smaller than one batch is one step
         self.decided, self.identity = None, identity(net, method, data, recipe)
-        self.val, self.meta = data.val, None        # what is scored, and what a method may learn from
-        if "val" in method.needs: self.meta, self.val = (data.val, data.val) if getattr(method, "reuse", False) else halves(data.val)
+        self.meta = None                            # validation images a method may learn from; `data.val` is without them
+        if "val" in method.needs:
+            self.meta, val = (data.val, data.val) if getattr(method, "reuse", False) else halves(data.val)
+            self.data = dataclasses.replace(data, val=val)
         method.label_smoothing = recipe.label_smoothing
         net.to(device); method.to(device)
 
@@ -351,7 +353,7 @@ def score(self: Training, split: str,    # "train", "val" or "test"
           keep: bool = False) -> dict:
     "Scores of the network, as it is, on a split."
     d = self.decided
-    return evaluate(self.net, self.val if split == "val" else getattr(self.data, split), self.method, device=self.device, precision=d.precision,
+    return evaluate(self.net, getattr(self.data, split), self.method, device=self.device, precision=d.precision,
                     channels_last=d.channels_last, batch_size=max(256, self.recipe.batch_size), keep=keep)
 
 # %% ../nbs/40_trainer.ipynb #accelerator

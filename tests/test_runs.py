@@ -38,6 +38,8 @@ def test_a_run_answers_without_training():
     x, _ = next(data.test.batches(len(data.test)))
     with torch.no_grad(): z = again.model()(x).logits
     assert torch.allclose(z, out["logits"], atol=0.05)      # float16
+    assert again.outputs("val")["labels"].tolist() == data.val.labels.tolist()
+    with pytest.raises(InputError, match="split='train'"): again.outputs("train")
     acc = 100*(z.argmax(-1) == data.test.labels).float().mean(1)
     assert again.result["test"]["top1"] == pytest.approx(acc.tolist(), abs=0.5)
     h = again.history

@@ -302,13 +302,13 @@ def test_unlabelled_images_come_with_every_batch(data):
 def test_images_that_teach_loss_weights_are_not_scored(data):
     recipe = Recipe(epochs=1, batch_size=64, **PLAIN)
     t, records = run(*make(data, "hdkd"), data, recipe)
-    meta, val = set(t.meta.rows.tolist()), set(t.val.rows.tolist())
+    meta, val = set(t.meta.rows.tolist()), set(t.data.val.rows.tolist())
     assert not meta & val and meta | val == set(data.val.rows.tolist()) and abs(len(meta) - len(val)) <= data.num_classes
-    assert t.meta.labels.bincount().min() >= 1 and val != set()
+    assert t.meta.labels.bincount().min() >= 1 and val != set() and t.data.test is data.test
     gamma = torch.tensor(records[0]["method"]["gamma"])
     assert not torch.equal(gamma, make(data, "hdkd")[1].gamma)          # it has moved
     both = train(*make(data, "hdkd", reuse=True), data, recipe, device="cpu", bar=False)
-    assert both.meta is data.val and both.val is data.val
+    assert both.meta is data.val and both.data.val is data.val
     with pytest.raises(InputError, match="val_per_class must be at least 2"): train(*make(data, "hdkd"), load_dataset("digits", val_per_class=1), recipe)
 
 
