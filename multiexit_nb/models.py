@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['register_exit', 'CONVENTIONS', 'LAYER_COSTS', 'Head', 'ExitSpec', 'GlobalPool', 'classifier', 'sepconv_step',
-           'sepconv', 'preactivate', 'conv', 'linear', 'msdnet', 'none', 'MultiExitNet', 'ExitPath', 'layer_cost',
+           'preactivate', 'sepconv', 'conv', 'linear', 'msdnet', 'none', 'MultiExitNet', 'ExitPath', 'layer_cost',
            'count', 'count_parts', 'cumulate', 'attach', 'list_models', 'list_exits', 'exits_of', 'model_options',
            'create_model', 'trace', 'cut', 'attach_exits']
 
@@ -13,11 +13,12 @@ import inspect
 from dataclasses import dataclass
 
 import torch
+from fastcore.basics import patch
 from torch import Tensor, fx, nn
 from torch.fx.passes.shape_prop import ShapeProp
 from torch.fx.passes.split_module import split_module
 
-from .backbones import Backbone, conv_bn, dry_run, evaluating, init_weights, register_backbone, stage_shapes
+from .backbones import Backbone, ShapesOnly, conv_bn, dry_run, evaluating, init_weights, register_backbone, stage_shapes
 from .core import InputError, MultiExitOutput, Registry, check_value, unknown
 from .msdnet import MSDNet
 
@@ -50,6 +51,7 @@ class GlobalPool(nn.Module):
     "The mean over the feature map: (B, C, H, W) → (B, C)."
     def forward(self, x: Tensor) -> Tensor: return x.mean((-2, -1))
 
+# %% ../nbs/22_exits.ipynb #classifier
 def classifier(widths,          # input, hidden…, number of classes
                dropout=0.0):    # before every hidden layer
     "Linear layers with ReLU (and dropout) between."
@@ -66,6 +68,12 @@ def sepconv_step(a, b, stride):
     def pw(c): return [nn.Conv2d(a, c, 1, bias=False), nn.BatchNorm2d(c), nn.ReLU(inplace=True)]
     return nn.Sequential(dw(stride), *pw(a), dw(1), *pw(b))
 
+# %% ../nbs/22_exits.ipynb #preactivate
+def preactivate(spec: ExitSpec) -> list:
+    "BN and ReLU first, where the backbone's stages end before them."
+    c = spec.shape[0]
+    return [nn.BatchNorm2d(c), nn.ReLU(inplace=True)] if spec.backbone.preactivation and spec.left else []
+
 # %% ../nbs/22_exits.ipynb #sepconv
 @register_exit("sepconv")
 def sepconv(spec: ExitSpec, *, dropout: float | None = None):
@@ -77,11 +85,6 @@ def sepconv(spec: ExitSpec, *, dropout: float | None = None):
     steps = [sepconv_step(a[0], b[0], 2 if b[1] < a[1] else 1) for a, b in zip(path, path[1:])]
     body = init_weights(nn.Sequential(*preactivate(spec), *steps, GlobalPool()))
     return Head(body, classifier((path[-1][0], *hidden, spec.num_classes), 0.5 if dropout is None else dropout))
-
-def preactivate(spec):
-    "BN and ReLU first, where the backbone's stages end before them."
-    c = spec.shape[0]
-    return [nn.BatchNorm2d(c), nn.ReLU(inplace=True)] if spec.backbone.preactivation and spec.left else []
 
 # %% ../nbs/22_exits.ipynb #conv
 @register_exit("conv")
@@ -157,24 +160,6 @@ class MultiExitNet(nn.Module):
         check_value("m", m, m in range(1, self.num_exits + 1), f"an exit from 1 to {self.num_exits}")
         return self.heads[m - 1](self.backbone.exit_input(self.backbone.upto(x, self.at[m - 1])))[0]
 
-    def cost(self, convention: str = "macs",        # one of `CONVENTIONS`
-             earlier_heads: bool = False            # also the heads passed on the way
-            ) -> list[int]:
-        "Operations for one image up to each exit, cumulative."
-        if convention not in CONVENTIONS: raise unknown("cost convention", convention, CONVENTIONS)
-        return cumulate(*count_parts(self), self.at, convention, earlier_heads)
-
-    def summary(self):
-        "One row per exit: where it is attached, what it sees, parameters and cost (a DataFrame)."
-        import pandas as pd
-        size = lambda module: sum(p.numel() for p in module.parameters())
-        stages, heads = [size(s) for s in self.backbone.stages], [size(h) for h in self.heads]
-        rows = dict(stage=self.at, sees=["×".join(map(str, self.shapes[s - 1])) for s in self.at],
-                    path_params=[sum(stages[:s]) + h for s, h in zip(self.at, heads)], head_params=heads)
-        parts = count_parts(self)
-        rows |= {c: cumulate(*parts, self.at, c) for c in CONVENTIONS}
-        return pd.DataFrame(rows, index=pd.RangeIndex(1, self.num_exits + 1, name="exit"))
-
 # %% ../nbs/22_exits.ipynb #exitpath
 class ExitPath(nn.Module):
     "A network up to exit `m` (from 1): image batch → logits (B, K)."
@@ -208,9 +193,10 @@ def layer_cost(m: nn.Module, x, y) -> tuple[int, int, int]:
     for kind, rule in LAYER_COSTS.items():
         if isinstance(m, kind): return rule(m, x, y)
     own = list(m.parameters(recurse=False))
-    if not own or (any(m.children()) and all(p.squeeze().dim() < 2 for p in own)): return 0, 0, 0   # nothing, or a scale per channel
+    if not own or (any(m.children()) and all(p.squeeze().dim() < 2 for p in own)): return 0, 0, 0   # or only a scale per channel
     raise InputError(f"no rule for the cost of {type(m).__name__}: add one to multiexit_nb.models.LAYER_COSTS")
 
+# %% ../nbs/22_exits.ipynb #count
 def count(module: nn.Module, x):
     "(output, cost) of `module` for one image `x` of the meta device, the cost summed over its layers."
     total = [0, 0, 0]
@@ -229,10 +215,33 @@ def count_parts(net: MultiExitNet) -> tuple[list[dict], list[dict]]:
         stages.append(c)
     return stages, [count(h, net.seen(m))[1] for m, h in enumerate(net.heads)]
 
-def cumulate(stages, heads, at, convention, earlier_heads=False) -> list[int]:   # the costs of the parts, and the stage of each head
+# %% ../nbs/22_exits.ipynb #cumulate
+def cumulate(stages, heads, at,   # the costs of the parts, and the stage of each head
+             convention, earlier_heads=False) -> list[int]:
     "From the parts to what it costs to reach each exit."
     stages, heads = ([c[convention] for c in part] for part in (stages, heads))
     return [sum(stages[:s]) + (sum(heads[:m + 1]) if earlier_heads else heads[m]) for m, s in enumerate(at)]
+
+# %% ../nbs/22_exits.ipynb #cost
+@patch
+def cost(self: MultiExitNet, convention: str = "macs",   # one of `CONVENTIONS`
+         earlier_heads: bool = False                     # also the heads passed on the way
+        ) -> list[int]:
+    "Operations for one image up to each exit, cumulative."
+    if convention not in CONVENTIONS: raise unknown("cost convention", convention, CONVENTIONS)
+    return cumulate(*count_parts(self), self.at, convention, earlier_heads)
+
+# %% ../nbs/22_exits.ipynb #summary
+@patch
+def summary(self: MultiExitNet):
+    "One row per exit: where it is attached, what it sees, parameters and cost (a DataFrame)."
+    import pandas as pd
+    size = lambda module: sum(p.numel() for p in module.parameters())
+    stages, heads, parts = [size(s) for s in self.backbone.stages], [size(h) for h in self.heads], count_parts(self)
+    rows = dict(stage=self.at, sees=["×".join(map(str, self.shapes[s - 1])) for s in self.at],
+                path_params=[sum(stages[:s]) + h for s, h in zip(self.at, heads)], head_params=heads)
+    rows |= {c: cumulate(*parts, self.at, c) for c in CONVENTIONS}
+    return pd.DataFrame(rows, index=pd.RangeIndex(1, self.num_exits + 1, name="exit"))
 
 # %% ../nbs/22_exits.ipynb #attach
 def attach(backbone: Backbone, exits: str, num_classes: int, image_size: int = 32,
@@ -256,10 +265,12 @@ def list_models() -> list[str]:
     "The networks that `create_model` knows."
     return register_backbone.names()
 
+# %% ../nbs/22_exits.ipynb #list-exits
 def list_exits() -> list[str]:
     "The kinds of exits."
     return register_exit.names()
 
+# %% ../nbs/22_exits.ipynb #exits-of
 def exits_of(name: str, exits: str) -> str:
     "The kind of exits this network gets when `exits` is asked for: MSDNet has its own (and no other), also by default."
     own = register_backbone[name].info.get("exits", "sepconv")
@@ -267,6 +278,7 @@ def exits_of(name: str, exits: str) -> str:
     if own == "sepconv" or exits in (own, "none"): return exits
     return check_value("exits", own if exits == "sepconv" else exits, exits == "sepconv", f"{own!r} or 'none' for {name}")
 
+# %% ../nbs/22_exits.ipynb #model-options
 def model_options(name: str, exits: str = "sepconv") -> dict:
     "The options `create_model` takes for this network and kind of exit, with their defaults."
     fns = register_backbone[name], register_exit[exits_of(name, exits)]
@@ -290,7 +302,7 @@ def create_model(name: str,              # one of `list_models()`
     of_net = options.keys() & inspect.signature(build).parameters.keys()
     def make(): return attach(build(image_size, **{k: options[k] for k in of_net}), exits, num_classes, image_size, at,
                               **{k: v for k, v in options.items() if k not in of_net})
-    with torch.device("meta"): net = make()
+    with ShapesOnly(), torch.device("meta"): net = make()
     if torch.get_default_device().type != "meta": net = make()
     net.name = name
     return net
@@ -301,6 +313,7 @@ class _Cutter(fx.Tracer):
     def __init__(self, at): super().__init__(); self.at, self.open = at, {a[:i] for a in at for i, c in enumerate(a) if c == "."}
     def is_leaf_module(self, m, name): return name not in self.open and (name in self.at or not isinstance(m, nn.Sequential))
 
+# %% ../nbs/22_exits.ipynb #shapes
 class _Shapes(nn.Module):
     "Runs a traced network once and notes the shape of every step."
     def __init__(self, gm): super().__init__(); self.gm = gm
@@ -309,17 +322,20 @@ class _Shapes(nn.Module):
 # %% ../nbs/22_exits.ipynb #trace
 def trace(module: nn.Module, at, image_size: int) -> fx.GraphModule:
     "The steps of a forward pass, with their shapes for one image."
-    names = [n for n, _ in module.named_modules() if n]
+    names = [n for n, _ in module.named_modules(remove_duplicate=False) if n]
     for a in at:
         if a not in names: raise unknown(f"module of {type(module).__name__}", a, [n for n in names if n.count(".") < 2])
     name = type(module).__name__
     try:
         with evaluating(module): gm = fx.GraphModule(module, _Cutter(at).trace(module))
-    except Exception as e: raise InputError(f"cannot follow the forward pass of {name} around {', '.join(at)}: {str(e).splitlines()[0]}") from None
+    except Exception as e:
+        raise InputError(f"cannot follow the forward pass of {name} around {', '.join(at)}: {_first(e)}") from None
     try: dry_run(_Shapes(gm), torch.empty(1, 3, image_size, image_size, device="meta"))
-    except RuntimeError as e: raise InputError(f"image_size={image_size}: {name} cannot take it ({str(e.__cause__ or e).splitlines()[0]})") from None
+    except RuntimeError as e:
+        raise InputError(f"image_size={image_size}: {name} cannot take it ({_first(e.__cause__ or e)})") from None
     return gm
 
+def _first(e): return next(iter(str(e).splitlines()), type(e).__name__)
 def _shape(node): return tuple(getattr(node.meta.get("tensor_meta"), "shape", ()))
 
 # %% ../nbs/22_exits.ipynb #cut
@@ -332,15 +348,17 @@ def cut(module: nn.Module, at, image_size: int) -> list[nn.Module]:
     check_value("at", list(at), [n.target for n in cuts] == list(at), f"modules of {kind} that each run once, in the order they run")
     for n in cuts: check_value(n.target, _shape(n)[1:], len(_shape(n)) == 4, "a module that returns one feature map (B, C, H, W)")
     pools = [i for i, n in enumerate(nodes) if "adaptive" in f"{type(mods.get(n.target)).__name__} {n.target}".lower()]
-    maps = [n for n in calls if len(_shape(n)) == 4 and "Pool" not in type(mods[n.target]).__name__ and nodes.index(n) < max(pools or [len(nodes)])]
+    end = max(pools, default=len(nodes))
+    maps = [n for n in calls if len(_shape(n)) == 4 and "Pool" not in type(mods[n.target]).__name__ and nodes.index(n) < end]
     check_value("at", list(at), not cuts or (maps and nodes.index(cuts[-1]) < nodes.index(maps[-1])),
-                f"modules before the last feature map of {kind} ({maps[-1].target if maps else 'none'}): the last exit is there already")
+                f"modules before the last feature map of {kind} ({maps[-1].target if maps else 'none'}), where its last exit is")
     vector = next((n for n in nodes[nodes.index(maps[-1]):] if len(_shape(n)) == 2), None)
     where = [nodes.index(n) for n in (*cuts, maps[-1], vector or maps[-1])]
     split = split_module(gm, gm, lambda n: sum(i < nodes.index(n) for i in where))
     chain = [n for n in split.graph.nodes if n.op != "output"]
     for before, n in zip(chain, chain[1:]):
-        check_value("at", list(at), n.op == "call_module" and n.args == (before,), f"places of {kind} that all information passes through")
+        ok = n.op == "call_module" and n.args == (before,)
+        check_value("at", list(at), ok, f"places of {kind} that all information passes through")
     return [split.get_submodule(n.target) for n in chain[1:]]
 
 # %% ../nbs/22_exits.ipynb #attach-exits
@@ -352,7 +370,8 @@ def attach_exits(module: nn.Module,
                 ) -> MultiExitNet:
     "Exits on any network whose forward pass can be cut at the modules `at`; it shares the weights of `module`."
     at = [str(a) for a in at]
-    check_value("num_classes", num_classes, num_classes is None or type(num_classes) is int and num_classes >= 2, "None or a whole number ≥ 2")
+    ok = num_classes is None or type(num_classes) is int and num_classes >= 2
+    check_value("num_classes", num_classes, ok, "None or a whole number ≥ 2")
     check_value("image_size", image_size, type(image_size) is int and image_size > 0, "a whole number of pixels")
     parts = cut(module, at, image_size)
     stages, own = parts[:len(at) + 1], parts[len(at) + 1:]

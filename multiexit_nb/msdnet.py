@@ -121,8 +121,9 @@ def check_msdnet(a: dict):   # the arguments of `msdnet`
     for k in ("scale_widths", "bottlenecks"):
         ok = all(isinstance(v, (list, tuple)) for v in (a[k], scales)) and len(a[k]) == len(scales) > 0 and all(map(whole, a[k]))
         check_value(k, a[k], ok, "one whole number > 0 per scale")
-    check_value("growth", a["growth"], all(a["growth"]*w % 2 == 0 for w in scales[1:]), "an even number of new channels on all scales but the finest")
-    check_value("reduction", a["reduction"], isinstance(a["reduction"], (int, float)) and 0 <= a["reduction"] <= 1, "from 0 (no transitions) to 1")
+    g, r = a["growth"], a["reduction"]
+    check_value("growth", g, all(g*w % 2 == 0 for w in scales[1:]), "an even number of new channels on all scales but the finest")
+    check_value("reduction", r, isinstance(r, (int, float)) and 0 <= r <= 1, "from 0 (no transitions) to 1")
 
 # %% ../nbs/21_msdnet.ipynb #msdnet-b
 def msdnet(image_size, *,
@@ -158,6 +159,8 @@ _variant("msdnet_hdkd_cifar", stem="cifar", num_exits=8)
 _variant("msdnet_mate_cifar", stem="cifar", num_exits=5)
 _DBT = dict(stem="cifar", num_exits=11, step_mode="even", base=4, step=2)
 _variant("msdnet_dbt_cifar", **_DBT)
-_variant("msdnet_dbt_cifar_code", **_DBT, channels=1, growth=1, scale_widths=(6, 12, 24), bottlenecks=(4, 4, 4), prune="min", conv_bias=True)
-for _name, _step in (("", 4), ("_33", 6), ("_38", 7)): _variant(f"msdnet_hdkd_imagenet{_name}", **_IMAGENET, base=_step, step=_step)
+_variant("msdnet_dbt_cifar_code", **_DBT, channels=1, growth=1, scale_widths=(6, 12, 24), bottlenecks=(4, 4, 4), prune="min",
+         conv_bias=True)
+for _name, _step in (("", 4), ("_33", 6), ("_38", 7)):
+    _variant(f"msdnet_hdkd_imagenet{_name}", **_IMAGENET, base=_step, step=_step)
 _variant("msdnet_dbt_imagenet", **_IMAGENET, base=10, step=7)

@@ -70,11 +70,11 @@ def test_the_report_is_drawn_in_jupyterlab(lab, theme, tmp_path):
         drawn = set()
         for _ in range(200):      # cells outside the view are drawn when they come into it
             drawn |= set(page.evaluate("[...document.querySelectorAll('.js-plotly-plot .gtitle')].map(e => e.textContent)"))
-            if len(drawn) >= 5: break
+            if len(drawn) >= 6: break
             page.mouse.move(650, 600)
             page.mouse.wheel(0, 350)
             page.wait_for_timeout(150)
         page.screenshot(path=tmp_path/f"report-{theme}.png")
         browser.close()
-    assert {"Accuracy on val", "Loss terms on the training batches", "What an exit costs and gives (test)"} <= drawn and len(drawn) == 5
+    assert {"Accuracy on val", "Loss terms on the training batches", "What an exit costs and gives (test)"} <= drawn and len(drawn) == 6
     assert not errors and not elsewhere

@@ -55,7 +55,8 @@ def test_cleaned_and_then_run_with_parameters(tmp_path):
     assert run.history.query("metric == 'temperature'").value.max() > 1.1      # μ was really 0.05
     text = text_of(tmp_path/"out.ipynb")
     assert "**dbt** (default) trains **tiny**" in text and "-p resume mine" in text and "top-1, last epoch" in text
-    assert len(figures_of(tmp_path/"out.ipynb")) == 6      # samples, accuracy, losses, cost, temperature, gap
+    assert len(figures_of(tmp_path/"out.ipynb")) == 7      # samples, accuracy, losses, cost, temperature, gap, budgeted batch
+    assert {"budgeted.csv", "early_exit.csv", "calibration.csv"} <= {f.name for f in run.path.iterdir()}
     kept = nbformat.read(run.path/"notebook.ipynb", 4)     # the notebook keeps itself in the run
     assert any("Result" in c.source for c in kept.cells) and sum(bool(c.get("outputs")) for c in kept.cells) >= 9
 

@@ -74,18 +74,20 @@ def matrix_at(history, name: str, epoch: int | None = None, split: str = "val"):
     return table.sort_index(axis=0).sort_index(axis=1)
 
 # %% ../../nbs/51_curves.ipynb #plot-matrix
+_ABOUT = dict(weights=("The share of each exit (column) in each teacher (row)", ""),
+              gamma=("Loss weights γ: from teacher (row) to student (column), cross-entropy on the diagonal", ""),
+              gap=("Learning gap: each exit's teacher minus the exit", "teacher − exit (points of top-1)"),
+              teacher_top1=("Accuracy of each exit's teacher", "top-1 (%)"))
+
 def plot_matrix(history, name: str, row: str = "teacher", column: str = "exit", epoch: int | None = None, split: str = "val"):
     "A logged matrix as a heat map."
     t = matrix_at(history, name, epoch, split)
-    fig = figure(f"{name}, {split}, epoch {epoch or int(history.epoch.max())}", height=380, width=460)
+    fig = figure(f"{_ABOUT.get(name, [name])[0]}, epoch {epoch or int(history.epoch.max())}", height=380, width=620)
     fig.add_heatmap(z=t.values, x=[f"{column} {c}" for c in t.columns], y=[f"{row} {r}" for r in t.index], colorscale="Viridis",
                     zmin=0, zmax=max(1, float(t.values.max())), texttemplate="%{z:.2f}", colorbar=dict(thickness=12))
     return fig.update_yaxes(autorange="reversed", showgrid=False).update_xaxes(showgrid=False)
 
 # %% ../../nbs/51_curves.ipynb #plot-series
-_ABOUT = dict(gap=("Learning gap: each exit's teacher minus the exit", "teacher − exit (points of top-1)"),
-              teacher_top1=("Accuracy of each exit's teacher", "top-1 (%)"))
-
 def plot_series(history, name: str, split: str | None = None):
     "A logged scalar, or one number per exit, by epoch."
     rows = history[(history.metric == name) & (history.split == split if split else True)]

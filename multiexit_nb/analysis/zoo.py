@@ -34,9 +34,11 @@ def as_printed(metric: str,   # of a published row: macs_M, macs_G, gflops or pa
 def designs() -> pd.DataFrame:
     "What is to be listed: a network, its exits, image size and classes, and the paper that has it so."
     rows = []
-    for p, d, n in published().query("model_id.notna() and not model_id.str.contains('>')").groupby(["paper", "dataset", "model_id"], sort=False).groups:
+    used = published().query("model_id.notna() and not model_id.str.contains('>')")   # a>b: teacher a, student b
+    for p, d, n in used.groupby(["paper", "dataset", "model_id"], sort=False).groups:
         big = d.startswith(("224", "imagenet"))
-        rows.append(dict(network=n, paper=p, size=224 if big else 32, classes=(120 if p == "mate" else 1000) if big else 100, **HOW_PAPERS_COUNT[p]))
+        classes = 100 if not big else 120 if p == "mate" else 1000
+        rows.append(dict(network=n, paper=p, size=224 if big else 32, classes=classes, **HOW_PAPERS_COUNT[p]))
     for n in sorted(set(list_models()) - {r["network"] for r in rows}):
         big = register_backbone[n].info["min_size"] >= 64
         rows.append(dict(network=n, paper="", size=224 if big else 32, classes=1000 if big else 100, convention="msdnet",
@@ -52,7 +54,8 @@ def exit_rows(net: MultiExitNet, convention: str, earlier_heads: bool) -> pd.Dat
     path = lambda count: [sum(map(count, net.backbone.stages[:s])) for s in net.at]
     parts = count_parts(net)
     return pd.DataFrame(dict(exit=range(1, net.num_exits + 1), depth=path(convs), total_params=size(net),
-                             params=[p + size(h) for p, h in zip(path(size), net.heads)], macs=cumulate(*parts, net.at, "macs"), cost=cumulate(*parts, net.at, convention, earlier_heads)))
+                             params=[p + size(h) for p, h in zip(path(size), net.heads)], macs=cumulate(*parts, net.at, "macs"),
+                             cost=cumulate(*parts, net.at, convention, earlier_heads)))
 
 # %% ../../nbs/59_zoo.ipynb #zoo
 def zoo(which: pd.DataFrame | None = None   # some rows of `designs()`; all by default
@@ -62,7 +65,8 @@ def zoo(which: pd.DataFrame | None = None   # some rows of `designs()`; all by d
     for d in (designs() if which is None else which).to_dict("records"):
         with torch.device("meta"): net = create_model(d["network"], d["classes"], d["size"], d["exits"])
         rows = exit_rows(net, d["convention"], d["earlier_heads"]).assign(**d)
-        p = printed[(printed.paper == d["paper"]) & (printed.model_id == d["network"]) & (printed.dataset.eq("224px") == (d["size"] == 224))]
+        p = printed[(printed.paper == d["paper"]) & (printed.model_id == d["network"])]
+        p = p[p.dataset.eq("224px") == (d["size"] == 224)]
         p = p.assign(exit=p.exit.replace("main", str(net.num_exits)).astype(int))[["exit", "metric", "value"]]
         parts.append(rows.merge(p.rename(columns=dict(value="published")), how="left", on="exit"))
     rows = pd.concat(parts, ignore_index=True)
@@ -76,10 +80,12 @@ def zoo_table(rows: pd.DataFrame   # from `zoo()`
     "One row per network and paper: parameters, cost of every exit, what is published, the largest difference."
     def line(r):
         first, has = r.iloc[0], r[r.published.notna()]
-        unit = {"gflops": "GFLOPs", "macs_M": "M", "macs_G": "G", "params_M": "M parameters"}.get(has.metric.iloc[0] if len(has) else "", "")
+        unit = dict(gflops="GFLOPs", macs_M="M", macs_G="G", params_M="M parameters")
         return {"network": first.network, "paper": first.paper.upper(), "image": first["size"], "exits": f"{len(r)} {first.exits}",
-                "parameters (M)": round(first.total_params/1e6, 2), "cost (M)": " ".join(f"{c/1e6:.4g}" if c < 1e9 else f"{c/1e6:.0f}" for c in r.cost),
-                "published": " ".join(f"{v:.6g}" for v in has.published) + f" {unit}", "difference (%)": f"{has.difference.abs().max():.2f}" if len(has) else ""}
+                "parameters (M)": round(first.total_params/1e6, 2),
+                "cost (M)": " ".join(f"{c/1e6:.4g}" if c < 1e9 else f"{c/1e6:.0f}" for c in r.cost),
+                "published": " ".join([f"{v:.6g}" for v in has.published] + [unit[m] for m in has.metric[:1]]),
+                "difference (%)": f"{has.difference.abs().max():.2f}" if len(has) else ""}
     return pd.DataFrame([line(r) for _, r in rows.groupby(["network", "paper", "size"], sort=False)]).set_index("network")
 
 # %% ../../nbs/59_zoo.ipynb #plot-cost-depth
@@ -97,6 +103,7 @@ def plot_cost_depth(rows: pd.DataFrame   # from `zoo()`
                         textfont_size=9, cliponaxis=False, row=at//2 + 1, col=at % 2 + 1, customdata=r.exit,
                         hovertemplate="%{fullData.name}, exit %{customdata}<br>%{x} convolutions, %{y:.3s} multiply-adds<extra></extra>")
     span = lambda v, left, right: [math.log10(v.min()) - left, math.log10(v.max()) + right]
-    fig.update_xaxes(type="log", dtick=1, range=span(rows.depth, 0.1, 0.7)).update_yaxes(type="log", dtick=1, range=span(rows.macs, 0.2, 0.2))
+    fig.update_xaxes(type="log", dtick=1, range=span(rows.depth, 0.1, 0.7))
+    fig.update_yaxes(type="log", dtick=1, range=span(rows.macs, 0.2, 0.2))
     fig.update_xaxes(title_text="convolutions up to the exit", row=-(-len(kinds)//2)).update_yaxes(title_text="multiply-adds", col=1)
     return fig.update_layout(template=template(), title_text="What an exit costs", height=330*(-(-len(kinds)//2)) + 60, width=900)
