@@ -67,7 +67,8 @@ def exit_rule(num_exits: int, num_classes: int, *,
         criterion, temperature, thresholds = thresholds.criterion, thresholds.temperature, thresholds.thresholds
     criterion, temperature = criterion or "max", [1]*M if temperature is None else temperature
     if criterion not in CRITERIA: raise unknown("criterion", criterion, CRITERIA)
-    thresholds = [math.inf if thresholds is None else thresholds]*(M - 1) if thresholds is None or isinstance(thresholds, int | float) else list(thresholds)
+    if thresholds is None: thresholds = math.inf
+    thresholds = [thresholds]*(M - 1) if isinstance(thresholds, int | float) else list(thresholds)
     thresholds = numbers("thresholds", thresholds[:M - 1] if len(thresholds) == M else thresholds, M - 1, f"{M - 1} numbers, or {M}: one per exit")
     classes = [str(k) for k in (range(K) if classes is None else classes)]
     check_value("classes", classes, len(classes) == K, f"{K} names")
@@ -397,7 +398,8 @@ def load(cls: FinishedNet, folder, **changes) -> FinishedNet:   # changes: argum
     try:
         finished = cls(**(json.loads((folder/"config.json").read_text(encoding="utf-8")) | changes))
         finished.load_state_dict(load_file(folder/"model.safetensors"))
-    except FileNotFoundError as e: raise InputError(f"no finished network in {folder}: {Path(e.filename or 'model.safetensors').name} is not there") from None
+    except FileNotFoundError as e:
+        raise InputError(f"no finished network in {folder}: {Path(e.filename or 'model.safetensors').name} is not there") from None
     except InputError: raise
     except Exception as e: raise InputError(f"{folder} is damaged: {type(e).__name__}: {str(e).splitlines()[0][:100]}") from None
     return finished.eval()

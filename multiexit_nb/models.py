@@ -124,7 +124,9 @@ def msdnet(spec: ExitSpec):
 @register_exit("none")
 def none(spec: ExitSpec, *, dropout: float | None = None):
     "No exit but the network's own."
-    return sepconv(spec, dropout=dropout) if spec.backbone.exits == "sepconv" else register_exit[spec.backbone.exits](spec)
+    if spec.backbone.exits == "sepconv": return sepconv(spec, dropout=dropout)
+    check_value("dropout", dropout, dropout is None, "none: this network's classifier is a single layer")
+    return register_exit[spec.backbone.exits](spec)
 
 # %% ../nbs/22_exits.ipynb #multiexitnet
 class MultiExitNet(nn.Module):

@@ -7,7 +7,6 @@ __all__ = ['plot_budgeted', 'overthinking', 'plot_overthinking', 'classes_by_exi
            'plot_reliability', 'plot_latency']
 
 # %% ../../nbs/53_leaving.ipynb #c02
-import torch
 from torch import Tensor
 
 from ..core import check_value
