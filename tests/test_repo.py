@@ -194,10 +194,10 @@ def test_settings_are_documented_and_read(tmp_path, monkeypatch):
     for name in list(entries):
         monkeypatch.delenv(f"MULTIEXIT_{name.upper()}", raising=False)
     monkeypatch.setenv("MULTIEXIT_ROOT", str(tmp_path))
-    other = dict(datasets="d", runs="r", device="cpu", seed="7", workers="1")
+    other = dict(datasets="d", runs="r", device="cpu", workers="1")
     assert set(entries) == set(other) == set(settings())
     (tmp_path/"settings.ini").write_text("[multiexit_nb]\n" + "".join(f"{k} = {v}\n" for k, v in other.items()))
-    assert settings() == dict(datasets=tmp_path/"d", runs=tmp_path/"r", device="cpu", seed=7, workers=1)
+    assert settings() == dict(datasets=tmp_path/"d", runs=tmp_path/"r", device="cpu", workers=1)
     code = "\n".join(source(c) for f in notebooks() for c in code_cells(load(f)))
     assert not [n for n in entries if not re.search(rf"settings\(\)\[.{n}.\]", code)], "an entry that no notebook uses"
 
@@ -265,7 +265,7 @@ def test_entry_point_and_requirements():
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
             found |= {n.split(".")[0]: f for n in names if n.split(".")[0] not in sys.stdlib_module_names | {"multiexit_nb"}}
     missing = {m: f for m, f in found.items() if dist.get(m, m).lower() not in needed}
-    optional = {"fvcore", "kaleido"}   # of the dev extra: imported where they are used, with a line that says how to install them
+    optional = {"fvcore", "huggingface_hub", "onnxruntime"}   # of the dev extra: imported where they are used, with a line that says how to install them
     assert found and not {m: f for m, f in missing.items() if m not in optional}, "imported but not declared"
 
 
