@@ -22,17 +22,20 @@ from torch import Tensor
 
 from .core import InputError, Registry, atomic_write, check_value, progress, settings
 from .figures import figure
+from .processes import share
 
 # %% ../nbs/10_data.ipynb #random-crop-flip
 def random_crop_flip(x: Tensor,                     # (B, C, H, W) uint8
                      pad: int = 4,                  # pixels of zero on each side before the crop
                      flip: bool = True,             # mirror left-right with probability 1/2
-                     generator: torch.Generator | None = None  # on the CPU
+                     generator: torch.Generator | None = None, # on the CPU
+                     of: int | None = None,         # `x` is a part of a batch of so many images …
+                     part: slice = slice(None)      # … this one; None: all of it
                     ) -> Tensor:
     "Random crop after zero padding and random flip; every image has its own draw. (B, C, H, W) uint8."
     B, C, H, W = x.shape
-    dy, dx = torch.randint(0, 2*pad + 1, (2, B, 1), generator=generator)
-    mirror = torch.rand(B, 1, generator=generator) < (0.5 if flip else 0.)
+    dy, dx = torch.randint(0, 2*pad + 1, (2, of or B, 1), generator=generator)[:, part]
+    mirror = torch.rand(of or B, 1, generator=generator)[part] < (0.5 if flip else 0.)
     rows, cols = torch.arange(H) + dy, torch.arange(W) + dx
     cols = torch.where(mirror, cols.flip(1), cols)
     rows, cols = rows.to(x.device), cols.to(x.device)
@@ -172,6 +175,7 @@ def batches(self: Split,
             seed: int = 0,
             augment: bool = True,              # with an epoch: crop and flip
             drop_last: bool = False,           # leave out an incomplete last batch, unless it is the only one
+            shared: bool = False,              # of several processes, each gets its part of every batch
             device="cpu"
            ) -> Iterator[tuple[Tensor, Tensor]]:   # (B, 3, H, W) float32 and (B,) int64
     "Normalised batches on `device`."
@@ -180,11 +184,12 @@ def batches(self: Split,
     order = list(order.split(batch_size))
     if drop_last and len(order) > 1 and len(order[-1]) < batch_size: order.pop()
     workers = settings()["workers"] if self.workers is None else self.workers
-    a, kw = self.augment, {}
-    if g is not None and augment and a.area: kw["windows"] = [[(d, a.area) for d in torch.rand(len(o), 4, generator=g).tolist()] for o in order]
-    for idx, x in zip(order, self.source.batches([self.rows[o] for o in order], device, workers, **kw), strict=True):
-        if g is not None and augment: x = random_crop_flip(x, 0 if a.area else a.pad, a.flip, g)
-        yield self.normalise(x), self.labels[idx].to(device)
+    a, kw, part = self.augment, {}, share() if shared else slice(None)
+    if g is not None and augment and a.area:
+        kw["windows"] = [[(d, a.area) for d in torch.rand(len(o), 4, generator=g)[part].tolist()] for o in order]
+    for idx, x in zip(order, self.source.batches([self.rows[o[part]] for o in order], device, workers, **kw), strict=True):
+        if g is not None and augment: x = random_crop_flip(x, 0 if a.area else a.pad, a.flip, g, len(idx), part)
+        yield self.normalise(x), self.labels[idx[part]].to(device)
 
 # %% ../nbs/10_data.ipynb #splits
 @dataclass

@@ -85,13 +85,16 @@ class Segment(nn.Module):
         super().__init__()
         self.stages = nn.ModuleList(net.backbone.stages[net.at[m - 2] if m > 1 else 0:net.at[m - 1]])
         self.head, self.pick = net.heads[m - 1], net.backbone.exit_input
-        self.several, self.last = several, m == net.num_exits
+        self.several, self.last, self.linked = several, m == net.num_exits, len(net.links) > 0
+        self.link = net.links[m - 2] if m > 1 and self.linked else None
 
     def forward(self, *state: Tensor) -> tuple[Tensor, ...]:
-        x = list(state) if self.several else state[0]
+        maps = state if self.link is None else state[:-1]
+        x = list(maps) if self.several else maps[0]
         for stage in self.stages: x = stage(x)
         logits = self.head(self.pick(x))[0]
-        return (logits,) if self.last else (logits, *(x if isinstance(x, list) else [x]))
+        if self.link is not None: logits = logits + self.link(state[-1])
+        return (logits,) if self.last else (logits, *(x if isinstance(x, list) else [x]), *[logits.clone()]*self.linked)
 
 # %% ../nbs/52_export.ipynb #segments
 def segments(net: MultiExitNet) -> list[Segment]:
@@ -372,8 +375,10 @@ def of_run(cls: FinishedNet, run,     # a finished `Run`
     "The trained network of a run."
     p = run.about["parameters"]
     if data is not None: rule = dict(classes=data.class_names, mean=data.train.mean, std=data.train.std) | rule
-    finished = cls(p["model"], run.about["num_classes"], run.about["image_size"], p["exits"], p.get("model_args", {}), rule)
-    finished.net.load_state_dict(run.weights())
+    weights, options = run.weights(), dict(p.get("model_args", {}))
+    if any(k.startswith("links.") for k in weights): options["links"] = True     # added by its method
+    finished = cls(p["model"], run.about["num_classes"], run.about["image_size"], p["exits"], options, rule)
+    finished.net.load_state_dict(weights)
     return finished.eval()
 
 @patch

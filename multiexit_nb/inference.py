@@ -393,18 +393,19 @@ def early_exit(net: MultiExitNet,
     "Classify a batch, every image only as deep as needed; runs in evaluation mode, without gradients."
     policy = as_policy(thresholds, net.num_exits, criterion, temperature)
     predictions, exits = torch.zeros(2, len(x), dtype=torch.long, device=x.device)
-    rows, state = torch.arange(len(x), device=x.device), None
+    rows, state, before = torch.arange(len(x), device=x.device), None, None
     with torch.inference_mode(), evaluating(net) if net.training else contextlib.nullcontext():
         for s, stage in enumerate(net.backbone.stages, 1):
             if not len(rows): break
             x = stage(x)
-            for m in (m for m, at in enumerate(net.at) if at == s and policy.asks(m)):
-                z = net.heads[m](net.backbone.exit_input(x))[0].float()
+            for m in (m for m, at in enumerate(net.at) if at == s and (policy.asks(m) or len(net.links))):
+                before = net.answer(m, x, before)[0]
+                z = before.float()
                 predictions.index_copy_(0, rows, z.argmax(-1)); exits.index_fill_(0, rows, m + 1)
                 if m == net.num_exits - 1: break
                 sure, state = policy.confidence(z, m, state)
                 stay = (~(sure >= policy.thresholds[m])).nonzero().flatten()
-                if len(stay) < len(rows): x, state, rows = take_rows(x, stay), take_rows(state, stay), rows[stay]
+                if len(stay) < len(rows): x, state, rows, before = (take_rows(v, stay) for v in (x, state, rows, before))
                 if not len(rows): break
     return predictions, exits
 

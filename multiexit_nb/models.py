@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['register_exit', 'CONVENTIONS', 'LAYER_COSTS', 'Head', 'ExitSpec', 'GlobalPool', 'classifier', 'sepconv_step',
-           'preactivate', 'sepconv', 'conv', 'linear', 'msdnet', 'none', 'MultiExitNet', 'ExitPath', 'layer_cost',
-           'count', 'count_parts', 'cumulate', 'attach', 'list_models', 'list_exits', 'exits_of', 'model_options',
-           'create_model', 'trace', 'cut', 'attach_exits']
+           'preactivate', 'sepconv', 'conv', 'linear', 'msdnet', 'none', 'scale_gradient', 'plain_gradient', 'Link',
+           'MultiExitNet', 'ExitPath', 'layer_cost', 'count', 'count_parts', 'cumulate', 'attach', 'Cohort',
+           'list_models', 'list_exits', 'exits_of', 'model_options', 'create_model', 'trace', 'cut', 'attach_exits']
 
 # %% ../nbs/22_exits.ipynb #c02
 import inspect
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -128,6 +129,35 @@ def none(spec: ExitSpec, *, dropout: float | None = None):
     check_value("dropout", dropout, dropout is None, "none: this network's classifier is a single layer")
     return register_exit[spec.backbone.exits](spec)
 
+# %% ../nbs/22_exits.ipynb #scale-gradient
+def scale_gradient(x,                # a tensor; of a list of maps only the last, the coarsest, which exits see
+                   factor: float):
+    "`x`, with its gradient multiplied by `factor`."
+    if isinstance(x, list): return [*x[:-1], scale_gradient(x[-1], factor)]
+    return x if factor == 1 else x + (factor - 1)*(x - x.detach())
+
+# %% ../nbs/22_exits.ipynb #plain-gradient
+@contextmanager
+def plain_gradient(net: nn.Module):
+    "Without gradient equilibrium."
+    was = getattr(net, "gradient_equilibrium", None)
+    if was: net.gradient_equilibrium = False
+    try: yield net
+    finally:
+        if was: net.gradient_equilibrium = was
+
+# %% ../nbs/22_exits.ipynb #link
+class Link(nn.Module):
+    "What the logits of the exit before add to an exit's: ReLU(BN(Linear(z))), and more columns of its classifier."
+    def __init__(self, num_classes: int):
+        super().__init__()
+        K = num_classes
+        self.see, self.classify = nn.Sequential(nn.Linear(K, K), nn.BatchNorm1d(K), nn.ReLU()), nn.Linear(K, K, bias=False)
+        nn.init.zeros_(self.classify.weight)
+        self.register_buffer("on", torch.ones(()))   # 1 or 0
+
+    def forward(self, z: Tensor) -> Tensor: return self.on*self.classify(self.see(z))   # (B, K) -> (B, K)
+
 # %% ../nbs/22_exits.ipynb #multiexitnet
 class MultiExitNet(nn.Module):
     "A backbone with a head after some of its stages; the last head is the network's own classifier."
@@ -135,10 +165,11 @@ class MultiExitNet(nn.Module):
                  heads,                 # M heads, shallow to deep
                  at,                    # the stage (from 1) of each head: M numbers, not decreasing
                  image_size: int = 32,
-                 shapes=None):          # what an exit sees after every stage, where that is known already
+                 shapes=None,           # what an exit sees after every stage, where that is known already
+                 gradient_equilibrium: bool = False):   # in training, `scale_gradient` around every exit
         super().__init__()
         self.backbone, self.heads, self.at, self.image_size = backbone, nn.ModuleList(heads), tuple(at), image_size
-        self.shapes = shapes or stage_shapes(backbone, image_size)
+        self.shapes, self.gradient_equilibrium, self.links = shapes or stage_shapes(backbone, image_size), gradient_equilibrium, nn.ModuleList()
         self.feature_dims = tuple(dry_run(h, self.seen(m))[1].shape[1] for m, h in enumerate(self.heads))
 
     def seen(self, m: int) -> Tensor:
@@ -148,19 +179,45 @@ class MultiExitNet(nn.Module):
     @property
     def num_exits(self) -> int: return len(self.heads)
 
+    def answer(self, m: int, x, before: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        "Logits and feature of head `m` (from 0); `x` is its stage's output, `before` the logits of head m−1 (for a link)."
+        z, feature = self.heads[m](self.backbone.exit_input(x))
+        return z + self.links[m - 1](before) if m and len(self.links) else z, feature
+
     def forward(self, x: Tensor) -> MultiExitOutput:
-        logits, features = [], []
+        logits, features, left, balance = [], [], self.num_exits, self.gradient_equilibrium and self.training
         for s, stage in enumerate(self.backbone.stages, 1):
             x = stage(x)
-            for head in [h for at, h in zip(self.at, self.heads) if at == s]:
-                z, f = head(self.backbone.exit_input(x))
-                logits.append(z); features.append(f)
+            for m in [m for m, at in enumerate(self.at) if at == s]:
+                if balance: x = scale_gradient(x, 1/left)
+                z, f = self.answer(m, x, logits[-1] if m else None)
+                logits.append(z); features.append(f); left -= 1
+                if balance and left: x = scale_gradient(x, left)
         return MultiExitOutput(torch.stack(logits), tuple(features))
 
-    def exit(self, x: Tensor, m: int) -> Tensor:
-        "Logits (B, K) of exit `m` (from 1), running no deeper stage and no other head."
-        check_value("m", m, m in range(1, self.num_exits + 1), f"an exit from 1 to {self.num_exits}")
-        return self.heads[m - 1](self.backbone.exit_input(self.backbone.upto(x, self.at[m - 1])))[0]
+# %% ../nbs/22_exits.ipynb #exit
+@patch
+def exit(self: MultiExitNet, x: Tensor, m: int) -> Tensor:
+    "Logits (B, K) of exit `m` (from 1), running no deeper stage and no other head but those its links need."
+    check_value("m", m, m in range(1, self.num_exits + 1), f"an exit from 1 to {self.num_exits}")
+    if not len(self.links): return self.answer(m - 1, self.backbone.upto(x, self.at[m - 1]))[0]
+    z, done = None, 0
+    for i, at in enumerate(self.at[:m]):
+        for stage in self.backbone.stages[done:at]: x = stage(x)
+        z, done = self.answer(i, x, z)[0], at
+    return z
+
+# %% ../nbs/22_exits.ipynb #add-links
+@patch
+def add_links(self: MultiExitNet, on: bool = True) -> MultiExitNet:
+    "Link every exit to the one before (`Link`); those there are stay, switched `on` or off."
+    if not len(self.links):
+        w = self.heads[-1].classifier.parameters() if isinstance(self.heads[-1], Head) else self.heads[-1].parameters()
+        w, K = next(w), dry_run(self.heads[-1], self.seen(self.num_exits - 1))[0].shape[1]
+        self.links.extend(Link(K).to(w.device, w.dtype) for _ in range(self.num_exits - 1))
+        self.links.train(self.training)
+    for link in self.links: link.on.fill_(float(on))
+    return self
 
 # %% ../nbs/22_exits.ipynb #exitpath
 class ExitPath(nn.Module):
@@ -210,12 +267,14 @@ def count(module: nn.Module, x):
 
 # %% ../nbs/22_exits.ipynb #count-parts
 def count_parts(net: MultiExitNet) -> tuple[list[dict], list[dict]]:
-    "The cost of every stage and of every head by itself."
+    "The cost of every stage, and of every head with its link."
     x, stages = torch.empty(1, 3, net.image_size, net.image_size, device="meta"), []
     for stage in net.backbone.stages:
         x, c = count(stage, x)
         stages.append(c)
-    return stages, [count(h, net.seen(m))[1] for m, h in enumerate(net.heads)]
+    heads = [count(h, net.seen(m)) for m, h in enumerate(net.heads)]   # ((logits, feature), cost)
+    links = [count(link, heads[0][0][0])[1] for link in net.links]
+    return stages, [{k: v + links[m - 1][k] if m and links else v for k, v in c.items()} for m, (_, c) in enumerate(heads)]
 
 # %% ../nbs/22_exits.ipynb #cumulate
 def cumulate(stages, heads, at,   # the costs of the parts, and the stage of each head
@@ -227,11 +286,11 @@ def cumulate(stages, heads, at,   # the costs of the parts, and the stage of eac
 # %% ../nbs/22_exits.ipynb #cost
 @patch
 def cost(self: MultiExitNet, convention: str = "macs",   # one of `CONVENTIONS`
-         earlier_heads: bool = False                     # also the heads passed on the way
+         earlier_heads: bool = False                     # also the heads passed on the way, as links need them in any case
         ) -> list[int]:
     "Operations for one image up to each exit, cumulative."
     if convention not in CONVENTIONS: raise unknown("cost convention", convention, CONVENTIONS)
-    return cumulate(*count_parts(self), self.at, convention, earlier_heads)
+    return cumulate(*count_parts(self), self.at, convention, earlier_heads or len(self.links) > 0)
 
 # %% ../nbs/22_exits.ipynb #summary
 @patch
@@ -240,15 +299,16 @@ def summary(self: MultiExitNet):
     import pandas as pd
     size = lambda module: sum(p.numel() for p in module.parameters())
     stages, heads, parts = [size(s) for s in self.backbone.stages], [size(h) for h in self.heads], count_parts(self)
+    for m, link in enumerate(self.links, 1): heads[m] += size(link)
     rows = dict(stage=self.at, sees=["×".join(map(str, self.shapes[s - 1])) for s in self.at],
                 path_params=[sum(stages[:s]) + h for s, h in zip(self.at, heads)], head_params=heads)
-    rows |= {c: cumulate(*parts, self.at, c) for c in CONVENTIONS}
+    rows |= {c: cumulate(*parts, self.at, c, len(self.links) > 0) for c in CONVENTIONS}
     return pd.DataFrame(rows, index=pd.RangeIndex(1, self.num_exits + 1, name="exit"))
 
 # %% ../nbs/22_exits.ipynb #attach
 def attach(backbone: Backbone, exits: str, num_classes: int, image_size: int = 32,
            at=None,   # stages from 1; default: where the paper of this kind of exit attaches them
-           **kw       # options of the exits
+           gradient_equilibrium: bool = False, **kw   # options of the exits
           ) -> MultiExitNet:
     "The backbone with exits of one kind after the stages `at`, and its own classifier last."
     kind, shapes = register_exit[exits], stage_shapes(backbone, image_size)
@@ -260,7 +320,37 @@ def attach(backbone: Backbone, exits: str, num_classes: int, image_size: int = 3
                 else f"increasing stages from 1 to {deepest} for {exits} exits")
     at = (*at, len(shapes))
     heads = [kind(ExitSpec(s, len(at) - m, shapes, num_classes, backbone), **kw) for m, s in enumerate(at, 1)]
-    return MultiExitNet(backbone, heads, at, image_size, shapes)
+    return MultiExitNet(backbone, heads, at, image_size, shapes, gradient_equilibrium)
+
+# %% ../nbs/22_exits.ipynb #cohort
+class Cohort(nn.Module):
+    "Networks side by side, each with one output."
+    def __init__(self, members):
+        super().__init__()
+        self.members = nn.ModuleList(members)
+        self.num_exits, self.image_size = len(self.members), self.members[0].image_size
+        self.feature_dims = tuple(n.feature_dims[-1] for n in self.members)
+
+    def forward(self, x: Tensor) -> MultiExitOutput:
+        outs = [n(x) for n in self.members]
+        return MultiExitOutput(torch.stack([o.logits[-1] for o in outs]), tuple(o.features[-1] for o in outs))
+
+    def exit(self, x: Tensor, m: int) -> Tensor:
+        "Logits (B, K) of member `m` (from 1), running no other."
+        check_value("m", m, m in range(1, self.num_exits + 1), f"a member from 1 to {self.num_exits}")
+        net = self.members[m - 1]
+        return net.exit(x, net.num_exits)
+
+    def cost(self, convention: str = "macs", earlier_heads: bool = False) -> list[int]:
+        "Operations for one image by each member alone; with `earlier_heads`, by all members up to it."
+        own = [n.cost(convention)[-1] for n in self.members]
+        return [sum(own[:m + 1]) for m in range(len(own))] if earlier_heads else own
+
+    def summary(self):
+        "One row per member (a DataFrame)."
+        import pandas as pd
+        rows = pd.concat([n.summary().tail(1) for n in self.members], ignore_index=True)
+        return rows.set_index(pd.RangeIndex(1, self.num_exits + 1, name="exit"))
 
 # %% ../nbs/22_exits.ipynb #list-models
 def list_models() -> list[str]:
@@ -284,7 +374,8 @@ def exits_of(name: str, exits: str) -> str:
 def model_options(name: str, exits: str = "sepconv") -> dict:
     "The options `create_model` takes for this network and kind of exit, with their defaults."
     fns = register_backbone[name], register_exit[exits_of(name, exits)]
-    return {k: p.default for f in fns for k, p in inspect.signature(f).parameters.items() if p.kind is p.KEYWORD_ONLY}
+    own = {k: p.default for f in fns for k, p in inspect.signature(f).parameters.items() if p.kind is p.KEYWORD_ONLY}
+    return own | dict(gradient_equilibrium=False, links=False)
 
 # %% ../nbs/22_exits.ipynb #create-model
 def create_model(name: str,              # one of `list_models()`
@@ -292,22 +383,30 @@ def create_model(name: str,              # one of `list_models()`
                  image_size: int = 32,   # pixels; up to 64 the ResNets have their CIFAR stem
                  exits: str = "sepconv", # one of `list_exits()`
                  at=None,                # the stages (from 1) that get an exit besides the last one; default: the paper's
+                 gradient_equilibrium: bool = False,   # every block gets a mean of the exits' gradients
+                 links: bool = False,    # every exit sees the logits of the one before (`imta` adds its links itself)
                  **options               # of the network (`width`) or the exits (`dropout`, `head_activation`): see `model_options`
                 ) -> MultiExitNet:
     "A network with exits. All arguments are checked before any weight is allocated; wrong ones raise InputError."
+    if "+" in name:
+        if links or gradient_equilibrium: raise InputError(f"{name}: links and gradient equilibrium are for exits of one network")
+        cohort = Cohort([create_model(n.strip(), num_classes, image_size, "none", at, **options) for n in name.split("+")])
+        cohort.name = name
+        return cohort
     build, exits, known = register_backbone[name], exits_of(name, exits), model_options(name, exits)
     small = build.info["min_size"]
     for k in options:
         if k not in known: raise unknown(f"option of {name} with {exits} exits:", k, known)
     check_value("num_classes", num_classes, type(num_classes) is int and num_classes >= 2, "a whole number ≥ 2")
     check_value("image_size", image_size, type(image_size) is int and image_size >= small, f"at least {small} pixels for {name}")
+    for k, v in dict(gradient_equilibrium=gradient_equilibrium, links=links).items(): check_value(k, v, type(v) is bool, "true or false")
     of_net = options.keys() & inspect.signature(build).parameters.keys()
     def make(): return attach(build(image_size, **{k: options[k] for k in of_net}), exits, num_classes, image_size, at,
-                              **{k: v for k, v in options.items() if k not in of_net})
+                              gradient_equilibrium, **{k: v for k, v in options.items() if k not in of_net})
     with ShapesOnly(), torch.device("meta"): net = make()
     if torch.get_default_device().type != "meta": net = make()
     net.name = name
-    return net
+    return net.add_links() if links else net
 
 # %% ../nbs/22_exits.ipynb #cutter
 class _Cutter(fx.Tracer):
@@ -382,6 +481,6 @@ def attach_exits(module: nn.Module,
     backbone = Backbone(stages, expansion=max(e if type(e := getattr(m, "expansion", 1)) is int else 1 for m in module.modules()))
     classes = num_classes or dry_run(module, torch.empty(1, 3, image_size, image_size, device="meta")).shape[-1]
     net = attach(backbone, exits, classes, image_size, tuple(range(1, len(stages))), **kw)
-    if num_classes is None: net = MultiExitNet(backbone, [*net.heads[:-1], Head(*own)], net.at, image_size, net.shapes)
+    if num_classes is None: net = MultiExitNet(backbone, [*net.heads[:-1], Head(*own)], net.at, image_size, net.shapes, net.gradient_equilibrium)
     p = next(module.parameters())
     return net.to(p.device, p.dtype)

@@ -16,6 +16,7 @@ from fastcore.basics import patch
 from torch import Tensor
 
 from .core import InputError, atomic_write, check_value, project_root, settings, unknown
+from .processes import of_first, rank_and_size
 from .trainer import Training, plain
 
 # %% ../nbs/41_runs.ipynb #tidy
@@ -40,7 +41,11 @@ def tidy(record: dict) -> list[dict]:
 # %% ../nbs/41_runs.ipynb #runs-folder
 def _runs_folder(folder=None) -> Path: return Path(folder) if folder else settings()["runs"]
 
-def _write_json(path: Path, x): atomic_write(path, lambda tmp: tmp.write_text(json.dumps(plain(x), indent=1, default=str)))
+def _write(path: Path, write):
+    "As `atomic_write`; of several processes, the first writes."
+    if rank_and_size()[0] == 0: atomic_write(path, write)
+
+def _write_json(path: Path, x): _write(path, lambda tmp: tmp.write_text(json.dumps(plain(x), indent=1, default=str)))
 
 def _read_json(path: Path) -> dict:
     "A JSON file; one line if it is missing or damaged."
@@ -86,10 +91,26 @@ def log(self: Run, training: Training):
     import pandas as pd
     rows = pd.DataFrame([r for rec in training.records for r in tidy(rec)], columns=["epoch", "split", "exit", "metric", "value"])
     rows["exit"] = rows["exit"].astype("Int64")
-    atomic_write(self.path/"history.csv", lambda tmp: rows.to_csv(tmp, index=False))
+    _write(self.path/"history.csv", lambda tmp: rows.to_csv(tmp, index=False))
     if "decided" not in self.about:
         self.about["decided"] = dict(vars(training.decided))
         _write_json(self.path/"params.json", self.about)
+
+# %% ../nbs/41_runs.ipynb #events
+@patch(as_prop=True)
+def events(self: Run):
+    "What was changed during training, as a DataFrame: epoch (with its fraction), name, old, value."
+    import pandas as pd
+    f = self.path/"events.csv"
+    return pd.read_csv(f) if f.is_file() else pd.DataFrame(columns=["epoch", "name", "old", "value"])
+
+@patch
+def event(self: Run, epoch: float, name: str, old, value):
+    "Write down a change."
+    import pandas as pd
+    row = pd.DataFrame([dict(epoch=epoch, name=name, old=old, value=value)])
+    rows = pd.concat([self.events, row], ignore_index=True) if len(self.events) else row
+    _write(self.path/"events.csv", lambda tmp: rows.to_csv(tmp, index=False))
 
 # %% ../nbs/41_runs.ipynb #provenance
 def provenance() -> dict:
@@ -115,6 +136,7 @@ def _new_id(p: dict) -> str:
 def create(cls: Run, parameters: dict, id: str = "", folder=None, **about) -> Run:
     "A new run folder with its params.json; one line if it exists or cannot be written."
     check_value("run_id", id, not id or re.fullmatch(r"[\w.-]+", id) and id.strip("."), "letters, digits, '-', '_' and '.'")
+    if rank_and_size()[0]: return Run(Path(of_first(None)))       # the first process makes it
     base = _runs_folder(folder)/(id or _new_id(parameters))
     names = [base] if id else [base, *(base.with_name(f"{base.name}-{i}") for i in range(2, 1000))]
     for path in names:
@@ -123,7 +145,7 @@ def create(cls: Run, parameters: dict, id: str = "", folder=None, **about) -> Ru
         except OSError as e: raise InputError(f"cannot write a run into {path.parent}: {e.strerror or e}") from None
     else: raise InputError(f"run {id!r} exists in {base.parent}: resume it, or choose another run_id")
     _write_json(path/"params.json", dict(parameters=parameters, **about, **provenance()))
-    return Run(path)
+    return Run(Path(of_first(str(path))))
 
 @patch(cls_method=True)
 def load(cls: Run, run, folder=None) -> Run:
@@ -157,8 +179,8 @@ def save(self: Run, training: Training) -> dict:
     test = scores["test"]
     weights = {f"{k}.{n}": v.detach().cpu().contiguous() for k, m in (("net", training.net), ("method", training.method))
                for n, v in m.state_dict().items()}
-    atomic_write(self.path/"weights.safetensors", lambda tmp: save_file(weights, tmp))
-    atomic_write(self.path/"outputs.safetensors", lambda tmp: save_file(outputs, tmp))
+    _write(self.path/"weights.safetensors", lambda tmp: save_file(weights, tmp))
+    _write(self.path/"outputs.safetensors", lambda tmp: save_file(outputs, tmp))
     self.log(training)
     result = dict(select=training.recipe.select, selected_epoch=selected, test=test, last_epoch=training.epoch, test_last=last or test,
                   seconds=sum(r["seconds"] for r in training.records))
@@ -188,9 +210,13 @@ def weights(self: Run, part: str = "net") -> dict[str, Tensor]:
 @patch
 def model(self: Run):
     "The trained network, rebuilt from the parameters."
+    from multiexit_nb.methods import create_method
     from multiexit_nb.models import create_model
     a = self.about
     net = create_model(a["parameters"]["model"], a["num_classes"], a["image_size"], a["parameters"]["exits"], **a["parameters"].get("model_args", {}))
+    if "method" in (p := a["parameters"]) and "teacher" not in p.get("method_args", {}):   # who has a teacher leaves the network as it is
+        create_method(p["method"], num_exits=net.num_exits, num_classes=a["num_classes"], feature_dims=net.feature_dims, num_train=1,
+                      preset=p.get("preset", "default"), **p.get("method_args", {})).prepare(net)
     net.load_state_dict(self.weights())
     return net.eval()
 
@@ -229,7 +255,7 @@ def table(self: Run, cost: list[int]   # multiply-adds of each exit
 @patch
 def keep(self: Run, name: str, table):
     "Keep a table of the report as `<name>.csv`; returns it."
-    atomic_write(self.path/f"{name}.csv", lambda tmp: table.to_csv(tmp))
+    _write(self.path/f"{name}.csv", lambda tmp: table.to_csv(tmp))
     return table
 
 # %% ../nbs/41_runs.ipynb #this-notebook
@@ -250,7 +276,7 @@ def keep_notebook(self: Run) -> Path | None:
     "Copy this kernel's notebook, as it stands on disk, into the run."
     source = this_notebook()
     if source is None or not source.is_file(): return None
-    atomic_write(self.path/"notebook.ipynb", lambda tmp: tmp.write_bytes(source.read_bytes()))
+    _write(self.path/"notebook.ipynb", lambda tmp: tmp.write_bytes(source.read_bytes()))
     return self.path/"notebook.ipynb"
 
 # %% ../nbs/41_runs.ipynb #list-runs

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['Recipe', 'recipe_preset', 'list_recipes', 'learning_rate', 'Objective', 'Decided', 'decide', 'evaluate',
-           'save_checkpoint', 'load_checkpoint', 'identity', 'plain', 'check_identity', 'Diverged', 'Training',
+           'save_checkpoint', 'load_checkpoint', 'identity', 'plain', 'check_identity', 'Diverged', 'Training', 'join',
            'accelerator', 'endless', 'training_batches', 'Watch', 'train']
 
 # %% ../nbs/40_trainer.ipynb #c02
-import contextlib, copy, dataclasses, math, time
+import contextlib, copy, dataclasses, math, os, time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from .core import (InputError, MultiExitOutput, OneLine, atomic_write, check_val
 from .data import Split, Splits, halves
 from .methods import Step
 from .metrics import anytime_probs, topk_correct
+from .processes import of_each, of_first, process_mean, process_sum, rank_and_size, synchronise
 
 # %% ../nbs/40_trainer.ipynb #recipe
 @dataclass(frozen=True)
@@ -115,10 +116,11 @@ class Objective(nn.Module):
     def __init__(self, net, method): super().__init__(); self.net, self.method = net, method
 
     def forward(self, x: Tensor, y: Tensor) -> tuple[dict[str, Tensor], MultiExitOutput]:
-        out = self.net(x)
+        out, extra = self.net(x), self.method.extra(x)
         with torch.autocast(x.device.type, enabled=False):
             out = out.float()
-            return self.method.loss(out, y), out.detach()
+            extra = {k: v.float() if k == "teacher" else v for k, v in extra.items()}
+            return self.method.loss(out, y, **extra), out.detach()
 
 # %% ../nbs/40_trainer.ipynb #decided
 @dataclass(frozen=True)
@@ -186,7 +188,8 @@ def evaluate(net, split: Split, method=None, *, device="cpu", precision: str = "
     was, dtype = net.training, {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
     def add(name, value): sums[name] = sums.get(name, 0) + value.cpu().double()
     net.eval()
-    for x, y in split.batches(batch_size, device=device):
+    for x, y in split.batches(batch_size, device=device, shared=not keep):
+        if not len(y): continue
         with torch.autocast(device.type, dtype) if dtype else contextlib.nullcontext():
             out = net(x.contiguous(memory_format=_layout(channels_last))).float()
         top = topk_correct(out.logits, y, (1, min(5, out.logits.shape[-1])))
@@ -198,6 +201,7 @@ def evaluate(net, split: Split, method=None, *, device="cpu", precision: str = "
             for k, v in method.observe(out).items(): add(f"observe/{k}", v*len(y))
         if keep: kept.append((out.logits.cpu(), y.cpu()))
     net.train(was)
+    if not keep: sums, n = {k: process_sum(v) for k, v in sums.items()}, int(process_sum(torch.tensor(n)))
     scores = _scores(sums, n)
     if keep: scores |= dict(logits=torch.cat([a for a, _ in kept], 1), labels=torch.cat([b for _, b in kept]))
     return scores
@@ -264,6 +268,9 @@ class Training:
         self.epoch, self.records, self.best = 0, [], dict(epoch=0, score=-math.inf, net=None, method=None)
         n = len(data.train)//recipe.batch_size or 1
         self.steps_per_epoch = n                    # whole batches; a split smaller than one batch is one step
+        method.ready(net)
+        self.plan = [(p, dataclasses.replace(recipe, epochs=p.epochs or recipe.epochs)) for p in method.phases()]
+        self.total, self.phase = sum(r.epochs for _, r in self.plan), 0    # epochs of all phases; the phase that runs, from 0
         self.decided, self.identity = None, identity(net, method, data, recipe)
         self.meta = None                            # validation images a method may learn from; `data.val` is without them
         if "val" in method.needs:
@@ -271,12 +278,15 @@ class Training:
             self.data = dataclasses.replace(data, val=val)
         method.label_smoothing = recipe.label_smoothing
         net.to(device); method.to(device)
+        if method.teacher_net is not None: method.teacher_net.to(device)
 
     def __iter__(self): return self
 
     def __next__(self) -> dict:
-        if self.epoch >= self.recipe.epochs: self.progress.close(); raise StopIteration
-        self.progress.set_description(f"epoch {self.epoch + 1}/{self.recipe.epochs}")
+        if self.epoch >= self.total: self.progress.close(); raise StopIteration
+        if (phase := self.place(self.epoch)[0]) != self.phase: self.enter(phase)
+        name = f"{self.method.phase}, " if len(self.plan) > 1 else ""
+        self.progress.set_description(f"{name}epoch {self.epoch + 1}/{self.total}")
         try: record = _epoch(self, self.epoch + 1)
         except Diverged as e:
             kept = f"; the checkpoint of epoch {self.epoch} is kept: {self.checkpoint}" if self.checkpoint else ""
@@ -287,23 +297,45 @@ class Training:
         self.progress.set_postfix_str(f"exit 1: {top[0]:.1f} %, exit {len(top)}: {top[-1]:.1f} %")
         return record
 
+# %% ../nbs/40_trainer.ipynb #place
+@patch
+def place(self: Training, epoch: int   # from 0, counted through
+         ) -> tuple[int, int]:
+    "The phase an epoch is in, and its number there (both from 0)."
+    for i, (_, r) in enumerate(self.plan):
+        if epoch < r.epochs or i == len(self.plan) - 1: return i, epoch
+        epoch -= r.epochs
+
+@patch
+def enter(self: Training, phase: int, begin: bool = True):
+    "Go on to a phase: its learner, and a new optimizer over what it trains. Without `begin` it has begun before."
+    self.phase, (p, r) = phase, self.plan[phase]
+    self.method.phase = p.name
+    if begin: self.method.begin(p, self.net)
+    self.learner = self.method.learner(p, self.net).to(self.device)
+    if self.decided is None: return
+    synchronise(self.learner); synchronise(self.method)
+    self.learner.to(memory_format=_layout(self.decided.channels_last))
+    fused = {"fused": True} if self.device.type in ("cpu", "cuda") else {}
+    optimizer = torch.optim.SGD(self.method.trained(p, self.net), r.lr, r.momentum, weight_decay=r.weight_decay,
+                                nesterov=r.nesterov and r.momentum > 0, **fused)
+    if r.compile: self.learner.compile()
+    self.accelerator = accelerator(self.device, self.decided.precision)
+    self.objective, self.optimizer = self.accelerator.prepare(Objective(self.learner, self.method), optimizer)
+
 # %% ../nbs/40_trainer.ipynb #start
 @patch
 def start(self: Training, saved: dict | None) -> Training:
-    "Decide what is auto, wrap for the device, and take over a checkpoint."
+    "Decide what is auto, enter the phase, and take over a checkpoint."
     batch = lambda: next(training_batches(self.data, self.recipe, 1, self.device, "unlabelled" in self.method.needs))
-    self.decided = Decided(**saved["decided"]) if saved else decide(self.recipe, self.net, self.method, self.device, batch)
-    self.net.to(memory_format=_layout(self.decided.channels_last))
-    parameters = [*self.net.parameters(), *self.method.inner_parameters()]
-    r, fused = self.recipe, {"fused": True} if self.device.type in ("cpu", "cuda") else {}
-    self.optimizer = torch.optim.SGD(parameters, r.lr, r.momentum, weight_decay=r.weight_decay, nesterov=r.nesterov and r.momentum > 0, **fused)
-    if r.compile: self.net.compile()
-    self.accelerator = accelerator(self.device, self.decided.precision)
-    self.objective, self.optimizer = self.accelerator.prepare(Objective(self.net, self.method), self.optimizer)
+    phase = saved.get("phase", 0) if saved else 0
+    self.enter(phase, begin=not saved)
+    self.decided = Decided(**saved["decided"]) if saved else of_first(decide(self.recipe, self.learner, self.method, self.device, batch))
+    self.enter(phase, begin=False)
     if saved: self.restore(saved)
-    else: seed_everything(self.recipe.seed); self.save()
-    images = self.steps_per_epoch*r.batch_size
-    self.progress = progress(total=images*r.epochs, initial=images*self.epoch, desc="training", unit="img", disable=not self.bar)
+    else: seed_everything((self.recipe.seed + 1_000_003*rank_and_size()[0]) % 2**32); self.save()
+    images = self.steps_per_epoch*self.recipe.batch_size
+    self.progress = progress(total=images*self.total, initial=images*self.epoch, desc="training", unit="img", disable=not self.bar or rank_and_size()[0] > 0)
     return self
 
 # %% ../nbs/40_trainer.ipynb #state
@@ -312,14 +344,16 @@ def state(self: Training) -> dict:
     "All that resuming needs, as tensors and plain values."
     cpu = lambda d: {k: v.detach().cpu() for k, v in d.items()}
     scaler = self.accelerator.scaler
-    return dict(identity=self.identity, decided=dataclasses.asdict(self.decided), epoch=self.epoch, records=self.records, best=self.best,
+    return dict(identity=self.identity, decided=dataclasses.asdict(self.decided), epoch=self.epoch, phase=self.phase, records=self.records, best=self.best,
                 net=cpu(self.net.state_dict()), method=cpu(self.method.state_dict()), optimizer=self.optimizer.optimizer.state_dict(),
-                scaler=scaler.state_dict() if scaler else {}, rng=rng_state())
+                scaler=scaler.state_dict() if scaler else {}, rng=of_each(rng_state()))
 
 @patch
 def save(self: Training):
     "Write the checkpoint, if there is to be one."
-    if self.checkpoint and self.accelerator.is_main_process: save_checkpoint(self.checkpoint, self.state())
+    if not self.checkpoint: return
+    state = self.state()                            # every process: it gathers their random states
+    if self.accelerator.is_main_process: save_checkpoint(self.checkpoint, state)
 
 @patch
 def restore(self: Training, s: dict):
@@ -328,12 +362,15 @@ def restore(self: Training, s: dict):
     self.optimizer.optimizer.load_state_dict(s["optimizer"])
     if self.accelerator.scaler and s["scaler"]: self.accelerator.scaler.load_state_dict(s["scaler"])
     self.epoch, self.records, self.best = s["epoch"], s["records"], s["best"]
-    set_rng_state(s["rng"])
+    rank, n = rank_and_size()
+    if len(s["rng"]) == n: set_rng_state(s["rng"][rank])
+    else: seed_everything((self.recipe.seed + 1_000_003*rank + self.epoch) % 2**32)   # other processes than then: new draws
 
 # %% ../nbs/40_trainer.ipynb #keep-best
 @patch
 def keep_best(self: Training, record: dict):
     "Remember the weights of the epoch that counts (`select`)."
+    if self.phase < len(self.plan) - 1: return    # an earlier phase trains something else
     how, copies = self.recipe.select, lambda m: {k: v.detach().cpu().clone() for k, v in m.state_dict().items()}
     if how == "best-test": score = record["test"]["top1"][-1]
     elif how == "best-val": score = sum(record["val"]["top1"])/len(record["val"]["top1"])
@@ -343,7 +380,7 @@ def keep_best(self: Training, record: dict):
 @patch
 def load_best(self: Training) -> int:
     "Put the selected epoch's weights into the network and the method; the epoch's number."
-    if self.best["net"] is None: raise InputError("no epoch has been trained yet")
+    if self.best["net"] is None: raise InputError("no epoch has been trained yet" + (", of the last phase" if len(self.plan) > 1 else ""))
     self.net.load_state_dict(self.best["net"]); self.method.load_state_dict(self.best["method"])
     return self.best["epoch"]
 
@@ -353,30 +390,38 @@ def score(self: Training, split: str,    # "train", "val" or "test"
           keep: bool = False) -> dict:
     "Scores of the network, as it is, on a split."
     d = self.decided
-    return evaluate(self.net, getattr(self.data, split), self.method, device=self.device, precision=d.precision,
+    method = self.method if self.phase == len(self.plan) - 1 else None
+    return evaluate(self.learner, getattr(self.data, split), method, device=self.device, precision=d.precision,
                     channels_last=d.channels_last, batch_size=max(256, self.recipe.batch_size), keep=keep)
 
-# %% ../nbs/40_trainer.ipynb #accelerator
+# %% ../nbs/40_trainer.ipynb #join
+def join(device: torch.device) -> torch.device:
+    "Under `torchrun` or `notebook_launcher`: meet the other processes; the device that is this one's."
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1: return device
+    from accelerate import PartialState
+    return PartialState(cpu=device.type == "cpu").device
+
 def accelerator(device: torch.device, precision: str):
     "Accelerate's Accelerator for this device and precision."
-    from accelerate import Accelerator
+    from accelerate import Accelerator, DistributedDataParallelKwargs
     from accelerate.state import AcceleratorState
     if not torch.distributed.is_initialized(): AcceleratorState._reset_state(reset_partial_state=True)
     if device.index is not None and device.type == "cuda": torch.cuda.set_device(device)
-    return Accelerator(cpu=device.type == "cpu", mixed_precision={"fp32": "no"}.get(precision, precision))
+    unused = DistributedDataParallelKwargs(find_unused_parameters=True)    # the baseline, for one, leaves heads untrained
+    return Accelerator(cpu=device.type == "cpu", mixed_precision={"fp32": "no"}.get(precision, precision), kwargs_handlers=[unused])
 
 # %% ../nbs/40_trainer.ipynb #endless
 def endless(split: Split, size: int, epoch: int, seed: int, **where) -> Iterator[tuple[Tensor, Tensor]]:
     "Batches of a split over and over, in new orders, for as long as one epoch of another split asks."
     turn = 0
     while True:
-        yield from split.batches(max(1, size), epoch=f"{epoch}.{turn}", seed=seed, drop_last=True, **where)
+        yield from split.batches(max(1, size), epoch=f"{epoch}.{turn}", seed=seed, drop_last=True, shared=True, **where)
         turn += 1
 
 def training_batches(data: Splits, recipe: Recipe, epoch: int, device, unlabelled: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
     "Shuffled, augmented batches of one epoch, each followed by unlabelled images (label −1) if asked for."
     r, where = recipe, dict(device=device, drop_last=True)
-    labelled = data.train.batches(r.batch_size, epoch=epoch, seed=r.seed, **where)
+    labelled = data.train.batches(r.batch_size, epoch=epoch, seed=r.seed, shared=True, **where)
     if not unlabelled: yield from labelled; return
     more = endless(data.unlabelled, round(r.batch_size*r.unlabelled_ratio), epoch, r.seed, device=device)
     for (x, y), (u, v) in zip(labelled, more, strict=False): yield torch.cat([x, u]), torch.cat([y, v])
@@ -405,17 +450,21 @@ class Watch:
     def result(self) -> dict:
         "Mean of each term, and the training accuracy of each exit in per cent."
         if self.checked < len(self.values): self.check()
-        means = torch.stack(self.values).double().mean(0).tolist() if self.hits.device.type != "mps" else torch.stack(self.values).mean(0).tolist()
-        return dict(loss=dict(zip(self.names, means, strict=True)), top1=(100*self.hits/self.labelled.clamp_min(1)).tolist())
+        values = torch.stack(self.values)
+        means = process_mean((values if values.device.type == "mps" else values.double()).mean(0)).tolist()
+        hits, labelled = process_sum(self.hits), process_sum(self.labelled)
+        return dict(loss=dict(zip(self.names, means, strict=True)), top1=(100*hits/labelled.clamp_min(1)).tolist())
 
 # %% ../nbs/40_trainer.ipynb #epoch
 def _epoch(t: Training, epoch: int) -> dict:
     "Train one epoch, score validation, return the record."
     watch, started = Watch(epoch, t.device), time.perf_counter()
     t.objective.train()
+    (phase, recipe), (_, done) = t.plan[t.phase], t.place(epoch - 1)
+    t.method.modes(phase, t.net)
     meta = endless(t.meta, t.recipe.batch_size, epoch, t.recipe.seed, augment=False, device=t.device) if t.meta else None
     for i, (x, y) in enumerate(training_batches(t.data, t.recipe, epoch, t.device, "unlabelled" in t.method.needs)):
-        lr = learning_rate(t.recipe, (epoch - 1)*t.steps_per_epoch + i, t.steps_per_epoch)
+        lr = learning_rate(recipe, done*t.steps_per_epoch + i, t.steps_per_epoch)
         for g in t.optimizer.param_groups: g["lr"] = lr
         terms, out = t.objective(x.contiguous(memory_format=_layout(t.decided.channels_last)), y)
         watch.step(terms, out, y)
@@ -426,9 +475,9 @@ def _epoch(t: Training, epoch: int) -> dict:
         with torch.no_grad(): t.method.after_step(out)
         t.progress.update(t.recipe.batch_size)
     train, seconds = watch.result(), time.perf_counter() - started
-    if not all(bool(torch.isfinite(v).all()) for v in t.net.state_dict().values()):
+    if not all(bool(torch.isfinite(v).all()) for v in t.learner.state_dict().values()):
         raise Diverged(f"weights are not finite after the last step of epoch {epoch}")
-    record = dict(epoch=epoch, epochs=t.recipe.epochs, lr=lr, seconds=seconds, images_per_second=watch.images/seconds,
+    record = dict(epoch=epoch, epochs=t.total, **({"phase": phase.name} if len(t.plan) > 1 else {}), lr=lr, seconds=seconds, images_per_second=watch.images*rank_and_size()[1]/seconds,
                   memory_gb=_memory(t.device), train=train, method=plain(t.method.record()))
     splits = ["val"]*bool(len(t.data.val)) + ["test"]*(t.recipe.select == "best-test")
     return record | {s: t.score(s) for s in splits}
@@ -465,7 +514,15 @@ def train(net: nn.Module,             # a MultiExitNet
     exists = checkpoint is not None and Path(checkpoint).exists()
     if exists and not resume: raise InputError(f"{checkpoint} exists: resume from it (resume=True) or choose another file")
     if resume is True and not exists: raise InputError(f"nothing to resume: no checkpoint at {checkpoint}")
-    training = Training(net, method, data, recipe, pick_device(str(device)), checkpoint, bar)
+    device, n = join(pick_device(str(device))), rank_and_size()[1]
+    sizes = [recipe.batch_size] + [round(recipe.batch_size*recipe.unlabelled_ratio)]*("unlabelled" in method.needs)
+    check_value("batch_size", recipe.batch_size, not any(s % n for s in sizes), f"a multiple of the {n} processes, with the unlabelled images as well")
+    training = Training(net, method, data, recipe, device, checkpoint, bar)
     saved = load_checkpoint(checkpoint) if exists else None
     if saved: check_identity(checkpoint, saved["identity"], training.identity)
     return training.start(saved)
+
+# %% ../nbs/40_trainer.ipynb #c57
+if __name__ == "__main__" and globals().get("__package__"):   # as a program, not as a notebook
+    from importlib import import_module
+    raise SystemExit(import_module("multiexit_nb.batch").main())

@@ -1,23 +1,14 @@
 """What a person sees: the report opened in a real JupyterLab, in headless Chromium."""
-import json
 import os
-import shutil
-import signal
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from pathlib import Path
 
 import pytest
+from lab_page import CHROMIUM, FLAGS, serve
 
 ROOT = Path(__file__).resolve().parent.parent
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")]
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync"]
-
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
@@ -31,27 +22,8 @@ def report(tmp_path_factory):
 
 @pytest.fixture
 def lab(tmp_path, report):
-    "A JupyterLab of its own over the report's folder: (address, token)."
-    config = tmp_path/"config"/"labconfig"
-    config.mkdir(parents=True)
-    (config/"page_config.json").write_text(json.dumps({"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": True}}))
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    env = {**os.environ, "HOME": str(tmp_path), "JUPYTER_CONFIG_DIR": str(tmp_path/"config")}
-    p = subprocess.Popen([sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}",
-                          "--ServerApp.port_retries=0", "--ServerApp.token=t", f"--ServerApp.root_dir={report.parent}",
-                          "--LabApp.expose_app_in_browser=True", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"],
-                         env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-    address = f"http://127.0.0.1:{port}"
-    for _ in range(240):
-        try:
-            urllib.request.urlopen(f"{address}/api?token=t")
-            break
-        except OSError: time.sleep(0.25)
-    yield address
-    os.killpg(p.pid, signal.SIGKILL)
-    p.wait()
+    "A JupyterLab of its own over the report's folder: its address."
+    with serve(report.parent, tmp_path) as address: yield address
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

@@ -13,7 +13,8 @@ from torch import nn
 
 from ..core import InputError, check_value
 from ..losses import labelled_mean, mse, pairwise_kl
-from . import Hyper, Method, process_mean, register
+from . import Hyper, Method, register
+from ..processes import process_mean
 
 # %% ../../nbs/methods/dbt.ipynb #teacher-matrix
 def teacher_matrix(teachers: str | dict,   # "last", "all-later", or {exit: [its teachers]}, from 1

@@ -9,11 +9,14 @@ __all__ = ['Attention', 'Gate', 'mix_teachers', 'MATE']
 from typing import Annotated, Literal
 
 import torch
+from fastcore.basics import patch
 from torch import nn
 
 from ..core import check_value
+from ..hypergradient import Adam, follow, weight_gradient
 from ..losses import full_precision, kl, labelled_mean, pairwise_kl
-from . import Hyper, Method, register
+from . import Hyper, Method, Step, register
+from ..processes import process_mean
 
 # %% ../../nbs/methods/mate.ipynb #attention
 class Attention(nn.Module):
@@ -62,14 +65,22 @@ class MATE(Method):
     presets = {"default": {}, "paper": dict(recipe="mate")}
 
     def __init__(self, task, *,
-                 alpha: Annotated[float | list[float], Hyper("extra weight of the primary teacher, or one per exit", low=0)] = 3.,
+                 alpha: Annotated[float | list[float] | Literal["auto"],
+                                  Hyper("extra weight of the primary teacher, or one per exit; auto: learned, from 3 on", low=0)] = 3.,
                  temperature: Annotated[float, Hyper("T", low=0.1)] = 3.,
                  diverse_teachers: Annotated[bool, Hyper("learn from all teachers; else from the primary one alone")] = True,
-                 weight_network: Annotated[Literal["attention", "gate"], Hyper("what weighs the exits")] = "attention"):
+                 weight_network: Annotated[Literal["attention", "gate"], Hyper("what weighs the exits")] = "attention",
+                 alpha_lr: Annotated[float, Hyper("with auto: learning rate of Adam on α", low=0)] = 1e-3,
+                 meta_every: Annotated[int, Hyper("with auto: steps from one step of α to the next", low=1)] = 1,
+                 reuse: Annotated[bool, Hyper("with auto: learn α on the images that calibrate thresholds, too")] = False):
         super().__init__(task)
-        a, M = torch.as_tensor(alpha, dtype=torch.float32), task.num_exits
+        self.auto, self.meta_every, self.reuse, M = alpha == "auto", meta_every, reuse, task.num_exits
+        a = torch.as_tensor(3. if self.auto else alpha, dtype=torch.float32)
         check_value("alpha", alpha, a.ndim == 0 or len(a) == M, f"one number, or one per exit ({M})")
-        self.register_buffer("alpha", a.expand(M).clone(), persistent=False)
+        self.register_buffer("alpha", a.expand(M).clone(), persistent=self.auto)
+        if self.auto:
+            self.adam, self.needs = Adam(self.alpha, alpha_lr), frozenset({"val"})
+            self.register_buffer("expected", torch.zeros(M))   # E_k; 0 until the first validation batch
         self.temperature, self.diverse_teachers = temperature, diverse_teachers
         self.use_features()
         self.weight_network = {"attention": Attention, "gate": Gate}[weight_network](M, task.feature_dims[0])
@@ -87,6 +98,32 @@ class MATE(Method):
         kd = labelled_mean(pairwise_kl(z_hat, z, T), targets)   # (M, M): teacher j, student i
         return {"ce": ce, "kd": kd.sum(), "primary": (self.alpha * kd.diagonal()).sum()}
 
-    def after_step(self, out): self.weight_network.after_step(torch.stack(out.features, 1))
-    def observe(self, out): return {"weights": self.weights(out).mean(0)}
-    def teacher_logits(self, out): return tuple(mix_teachers(self.weights(out), out.logits)[:, None])
+# %% ../../nbs/methods/mate.ipynb #after-step
+@patch
+def after_step(self: MATE, out): self.weight_network.after_step(torch.stack(out.features, 1))
+@patch
+def record(self: MATE): return {"alpha": self.alpha.tolist()} if self.auto else {}
+@patch
+def observe(self: MATE, out): return {"weights": self.weights(out).mean(0)}
+@patch
+def teacher_logits(self: MATE, out): return tuple(mix_teachers(self.weights(out), out.logits)[:, None])
+
+# %% ../../nbs/methods/mate.ipynb #objectives
+@patch
+def objectives(self: MATE, out, targets) -> torch.Tensor:   # (1 + M,)
+    "What has weight 1, then what α_1 … α_M weigh: KL*(z_i, ẑ_i)."
+    z, T = out.logits, self.temperature
+    z_hat = mix_teachers(self.weights(out), z)
+    if self.diverse_teachers: primary = (kd := labelled_mean(pairwise_kl(z_hat, z, T), targets)).diagonal()
+    else: kd = primary = labelled_mean(kl(z_hat, z, T), targets)
+    return torch.cat([(self.ce(z, targets).sum() + kd.sum())[None], primary])
+
+@patch
+@torch.no_grad()
+def before_step(self: MATE, step: Step):
+    "With `auto`, move α, then the expected validation losses."
+    if not self.auto or step.number % self.meta_every: return
+    weights = torch.cat([torch.ones_like(self.alpha[:1]), self.alpha])
+    gradient, ce = weight_gradient(step, self.objectives, weights, self.expected, 0.5, process_mean)
+    self.alpha.copy_(self.adam(self.alpha, gradient[1:]).clamp(min=0))
+    self.expected.copy_(follow(self.expected, process_mean(ce), 0.9))

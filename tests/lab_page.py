@@ -1,0 +1,63 @@
+"""A JupyterLab of its own in headless Chromium, for the tests that look at what a person sees."""
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+         "--disable-component-update", "--disable-sync"]
+
+
+@contextlib.contextmanager
+def serve(folder, home, **env):
+    "JupyterLab over a folder, with a home of its own: its address (the token is t)."
+    config = home/"config"/"labconfig"
+    config.mkdir(parents=True)
+    (config/"page_config.json").write_text(json.dumps({"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": True}}))
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    p = subprocess.Popen([sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}",
+                          "--ServerApp.port_retries=0", "--ServerApp.token=t", f"--ServerApp.root_dir={folder}",
+                          "--LabApp.expose_app_in_browser=True", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"],
+                         env={**os.environ, "HOME": str(home), "JUPYTER_CONFIG_DIR": str(home/"config"), **env},
+                         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(240):
+            try:
+                urllib.request.urlopen(f"{address}/api?token=t")
+                break
+            except OSError: time.sleep(0.25)
+        yield address
+    finally:
+        os.killpg(p.pid, signal.SIGKILL)
+        p.wait()
+
+
+@contextlib.contextmanager
+def notebook(address, name, theme="light", width=1500, height=1500):
+    "A notebook opened and run: the page, and lists of page errors and of requests that went to another host."
+    from playwright.sync_api import sync_playwright
+    errors, elsewhere = [], []
+    with sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        page = browser.new_page(viewport=dict(width=width, height=height))
+        page.on("pageerror", lambda e: errors.append(str(e)))
+        page.on("request", lambda r: elsewhere.append(r.url) if not r.url.startswith((address, "data:", "blob:", "ws://127.0.0.1")) else None)
+        page.goto(f"{address}/lab/tree/{name}?token=t&reset")
+        page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=90_000)
+        page.evaluate("window.jupyterapp.restored")
+        if theme == "dark": page.evaluate("window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})")
+        page.evaluate("""async () => { const w = window.jupyterapp.shell.currentWidget; await w.context.ready; await w.sessionContext.ready;
+                         window.jupyterapp.commands.execute('application:toggle-left-area');
+                         window.jupyterapp.commands.execute('notebook:run-all-cells'); }""")
+        try: yield page, errors, elsewhere
+        finally: browser.close()

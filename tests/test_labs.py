@@ -1,0 +1,294 @@
+"""The labs train and exits without a browser: what a session does, and that buttons and sliders do it."""
+import shutil
+import statistics
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from lab_page import CHROMIUM, notebook, serve
+
+from multiexit_nb import widgets
+from multiexit_nb.core import InputError
+from multiexit_nb.runs import Run
+
+QUICK = dict(dataset="digits", model="tiny", exits="sepconv", method="mate", epochs=3, batch_size=128, lr=0.05, precision="fp32", channels_last="false",
+             images_per_class=60)
+
+
+def until(condition, seconds=30):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    "A finished run in a folder of its own."
+    folder = tmp_path_factory.mktemp("runs")
+    with pytest.MonkeyPatch.context() as m:
+        m.setenv("MULTIEXIT_RUNS", str(folder))
+        m.setenv("MULTIEXIT_DEVICE", "cpu")
+        widgets.demo_run(**QUICK)
+    return folder
+
+
+@pytest.fixture
+def runs(finished, monkeypatch):
+    monkeypatch.setenv("MULTIEXIT_RUNS", str(finished))
+
+
+def test_a_session_steps_holds_and_writes_down_what_is_moved():
+    s = widgets.Session(QUICK).step()
+    until(lambda: s.state == "paused")
+    assert s.epoch == 1
+    s.set("alpha", 1.5)
+    s.set("lr", 0.01)
+    until(lambda: len(s.run.events) == 2)
+    assert s.run.events[["name", "old", "value"]].values.tolist() == [["alpha", 3.0, 1.5], ["lr", 0.05, 0.01]]
+    assert s.training.method.alpha.tolist() == [1.5]*4 and s.training.recipe.lr == 0.01
+    with pytest.raises(InputError, match="no such|unknown"): s.set("alfa", 1)
+    s.go()
+    s.pause()
+    until(lambda: s.state == "paused")
+    where = s.position
+    time.sleep(0.3)
+    assert s.position == where and s.alive
+    s.go()
+    until(lambda: s.over)
+    assert s.state == "finished" and s.run.finished and s.epoch == 3
+    lr = s.history[s.history.metric == "lr"].value.tolist()
+    assert lr[0] == 0.05 and lr[1] <= 0.01
+
+
+def test_stop_within_an_epoch_drops_it_and_finishes_the_run():
+    s = widgets.Session(QUICK).step()
+    until(lambda: s.state == "paused")
+    s.go()
+    until(lambda: s.images > 0 or s.epoch > 1)
+    s.pause()
+    until(lambda: s.state == "paused")
+    epoch = s.epoch
+    s.stop()
+    until(lambda: s.over)
+    assert s.run.result["last_epoch"] == epoch and len(s.history.epoch.unique()) == epoch
+
+
+def test_an_unfinished_run_goes_on_with_what_was_moved():
+    s = widgets.Session(QUICK).step()
+    until(lambda: s.state == "paused")
+    s.set("temperature", 2.)
+    until(lambda: len(s.run.events) == 1)
+    s.leave()                                # as when the kernel is closed
+    until(lambda: not s.alive)
+    assert not s.run.finished and [r.id for r in widgets.unfinished_runs()] == [s.run.id]
+    again = widgets.Session(dict(resume=s.run.id))
+    assert again.epoch == 1 and again.training.method.temperature == 2.
+    again.go()
+    until(lambda: again.over)
+    assert again.state == "finished" and again.run.result["last_epoch"] == 3
+
+
+def test_a_fork_takes_over_weights_momentum_and_epoch():
+    s = widgets.Session(QUICK).step()
+    until(lambda: s.state == "paused")
+    f = widgets.Session({**QUICK, "method": "eed"}, fork=s.run)
+    assert f.epoch == 1 and all(torch.equal(a, b) for a, b in zip(f.training.net.state_dict().values(), s.training.net.state_dict().values()))
+    ours, theirs = (x.training.optimizer.optimizer.state[next(x.training.net.parameters())]["momentum_buffer"] for x in (f, s))
+    assert torch.equal(ours, theirs) and ours.abs().sum() > 0
+    assert f.run.events.name.tolist() == ["fork"] and f.run.events.old.tolist() == [s.run.id]
+    with pytest.raises(InputError, match="more epochs"): widgets.Session({**QUICK, "epochs": 1}, fork=s.run)
+    s.leave()
+
+
+def test_the_train_lab_by_its_buttons():
+    lab = widgets.TrainLab()
+    lab.setup.epochs.value, lab.setup.batch.value, lab.setup.per_class.value = 4, 128, 60
+    assert lab.pause.disabled and lab.stop.disabled and "CPU" in lab.status.value
+    lab.setup.dataset.value = "no-such-data"
+    lab.start.click()
+    assert "no-such-data" in lab.line.value and not lab.sessions
+    lab.setup.dataset.value = "digits"
+    lab.step.click()
+    until(lambda: lab.session.state == "paused" and len(lab.inner.data) == 1)
+    assert not lab.fork.disabled and len(lab.accuracy.data) == 5 and len(lab.accuracy.data[0].x) == 1
+    assert lab.inner.data[0].type == "heatmap" and lab.which.value == "weights"
+    lab.sliders["alpha"].value = 1.
+    until(lambda: any("α 3 → 1" in a.text for a in lab.accuracy.layout.annotations))
+    lab.setup.method.value = "dbt"
+    lab.fork.click()
+    assert not lab.line.value and len(lab.sessions) == 2
+    until(lambda: lab.session.over, 60)
+    until(lambda: lab.status.value.startswith("finished"))
+    assert len(lab.accuracy.data) == 10 and {t.line.dash for t in lab.accuracy.data} == {"solid", "dash"}
+    lab.new.click()
+    assert len(lab.resume.options) == 2 and not lab.start.disabled      # the parent can be continued
+
+
+@pytest.mark.parametrize("method", widgets.list_methods())
+def test_controls_give_what_their_presets_mean(method):
+    c = widgets.controls(method)
+    for preset in c.choice.options:
+        c.choice.value = preset
+        assert c.value == {} and not c.line.value
+    assert all(w.tooltip for w in c.fields.values())
+
+
+def test_a_bad_value_is_answered_in_a_line():
+    c = widgets.controls("eed")
+    c.fields["teacher_exits"].value = "[1, x]"
+    assert "teacher_exits" in c.line.value
+    c.fields["teacher_exits"].value = "[1, 2]"
+    assert not c.line.value and c.value == {"teacher_exits": [1, 2]}
+
+
+def test_long_work_can_be_cancelled():
+    job = widgets.Job()
+    def work(j):
+        for i in range(1000):
+            j.report(i, 1000, "at it")
+            time.sleep(0.01)
+    job.start(work)
+    until(lambda: job.bar.value > 0)
+    with pytest.raises(InputError): job.start(work)
+    job.button.click()
+    job.wait(5)
+    assert not job.running and job.line.value == "cancelled" and job.bar.value < 1
+
+
+def test_a_figure_and_its_table_are_written(runs, finished):
+    fig = widgets.figure("f")
+    row = widgets.save_row(fig, widgets.list_runs, "it")
+    for i in (3, 4): row.children[i].click()
+    assert sorted(f.suffix for f in (finished/"exports").iterdir()) == [".csv", ".html"]
+
+
+def test_the_exits_lab_by_its_controls(runs):
+    lab = widgets.ExitsLab()
+    M = lab.leaving.num_exits
+    lab.slider.value = 0.
+    assert lab.shares.data[0].y[0] == 100 and lab.now["cost"] == float(lab.leaving.cost[0])
+    lab.slider.value = 1.
+    assert lab.shares.data[0].y[-1] > 50
+    lab.slider.value = 0.6
+    v = lab.leaving.values
+    expected = [next((m for m in range(M - 1) if v[m, i] >= 0.6), M - 1) + 1 for i in range(v.shape[1])]
+    assert lab.now["exits"].tolist() == expected
+    lab.mode.value = "budget"
+    costs = []
+    for x in (0.4, 0.7, 0.95):
+        lab.slider.value = x
+        costs.append(lab.now["cost"])
+    assert costs == sorted(costs) and not lab.line.value
+    for kind in lab.kind.options:
+        lab.kind.value = kind
+        lab.next.click(); lab.back.click(); lab.back.click()
+        assert not lab.line.value
+    lab.kind.value = "wrong at the last exit"
+    assert lab.rows and not lab.leaving.right[-1, lab.rows].any()
+    for criterion in widgets.CRITERIA:
+        lab.criterion.value = criterion
+        assert not lab.line.value
+    assert "data:image/png" in lab.strips.value and lab.near.value.count("<img") == 8
+
+
+def test_overthinking_and_gained_are_what_they_say():
+    logits = torch.eye(2)[torch.tensor([[0, 0, 1, 1], [1, 0, 0, 1]])]*5       # answers of two exits about four images
+    x = widgets.Leaving(dict(logits=logits, labels=torch.zeros(4, dtype=torch.long)), [1, 2])
+    rows = [x.rows(k, torch.tensor([1, 2, 2, 1])) for k in widgets.kinds_of_images(2)]
+    assert rows == [[0, 1, 2, 3], [0], [2], [0, 3], [0, 3], [1, 2]]
+
+
+def test_packed_outputs_answer_like_whole_ones():
+    torch.manual_seed(0)
+    z, y = torch.randn(3, 50, 10)*4, torch.randint(10, (50,))
+    values, classes = z.topk(10, -1)
+    whole, packed = (widgets.Leaving(dict(labels=y, **o), [1, 2, 3]) for o in (dict(logits=z), dict(values=values, classes=classes.int())))
+    assert torch.equal(whole.at(0.7)["exits"], packed.at(0.7)["exits"]) and torch.allclose(whole.probabilities(3), packed.probabilities(3), atol=1e-5)
+    assert whole.neighbours(3, 2)[0] == packed.neighbours(3, 2)[0] and 3 not in whole.neighbours(3, 2)[0]
+
+
+def test_the_slider_is_quick_for_10000_images_and_8_exits(runs):
+    lab = widgets.ExitsLab()
+    torch.manual_seed(0)
+    z, y = torch.randn(8, 10_000, 100)*torch.linspace(1, 4, 8)[:, None, None], torch.randint(100, (10_000,))
+    lab.leaving, lab.names = widgets.Leaving(dict(logits=z, labels=y), range(1, 9)), [str(i) for i in range(100)]
+    lab.near = lab.pictures = type("Few", (), dict(html=lambda self, r, size=0, text="": "x"*900, load=lambda self, rows: None, value=""))()
+    lab.near_exit.options = [8]
+    def seconds(x):
+        start = time.perf_counter()
+        lab.slider.value = x
+        return time.perf_counter() - start
+    took = [seconds(x) for x in (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.85, 0.9)]
+    assert not lab.line.value and len(lab.shares.data[0].y) == 8
+    assert statistics.median(took) < 0.5      # 0.15 on an idle machine
+
+
+def test_demo_run_is_the_newest_finished_one(runs):
+    assert isinstance(widgets.demo_run(), Run) and "digits · tiny · mate" in widgets.run_text(widgets.demo_run())
+    assert widgets.run_picker().value == widgets.demo_run() and widgets.run_picker(several=True).value == (widgets.demo_run(),)
+
+
+# In a real JupyterLab
+
+LABS = Path(__file__).resolve().parent.parent/"nbs"/"labs"
+in_a_browser = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")]
+
+
+def in_chromium(test): return in_a_browser[0](in_a_browser[1](test))
+
+
+@pytest.fixture(scope="module")
+def jupyter(tmp_path_factory, finished):
+    home = tmp_path_factory.mktemp("jupyter")
+    (home/"labs").mkdir()
+    for name in ("train", "exits"):           # a kernel for each theme
+        for theme in ("light", "dark"): shutil.copy(LABS/f"{name}.ipynb", home/"labs"/f"{name}-{theme}.ipynb")
+    with serve(home/"labs", home, MULTIEXIT_ROOT=str(LABS.parent.parent), MULTIEXIT_RUNS=str(finished), MULTIEXIT_DEVICE="cpu") as address: yield address
+
+
+def press(page, text): page.locator(f"button:has-text('{text}'):not([disabled])").first.click()
+def says(page, text): page.wait_for_function("t => document.body.innerText.includes(t)", arg=text, timeout=60_000)
+
+
+@in_chromium
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_train_in_jupyterlab(jupyter, theme, tmp_path):
+    with notebook(jupyter, f"train-{theme}.ipynb", theme) as (page, errors, elsewhere):
+        page.wait_for_selector("button:has-text('Start')", timeout=60_000)
+        page.locator(".widget-text:has-text('images per class') input").fill("40")
+        page.keyboard.press("Tab")
+        press(page, "Start")
+        page.wait_for_function("(document.querySelectorAll('.js-plotly-plot')[0].data[0] || {x: []}).name == 'exit 1'", timeout=60_000)
+        press(page, "Pause")
+        says(page, "paused")
+        where = page.evaluate("[...document.body.innerText.matchAll(/epoch [0-9.]+ of/g)][0][0]")
+        page.wait_for_timeout(1500)
+        assert page.evaluate("[...document.body.innerText.matchAll(/epoch [0-9.]+ of/g)][0][0]") == where
+        slider = page.locator(".widget-slider:has-text('α') .noUi-handle")
+        slider.focus()
+        for _ in range(3): page.keyboard.press("ArrowRight")
+        page.wait_for_function("[...document.querySelectorAll('.js-plotly-plot .annotation-text')].some(e => e.textContent.includes('α 3'))", timeout=20_000)
+        press(page, "Go on")
+        page.wait_for_timeout(4000)
+        page.screenshot(path=tmp_path/f"train-{theme}.png")
+        press(page, "Stop")
+        says(page, "finished")
+    assert not errors and not elsewhere
+
+
+@in_chromium
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_exits_in_jupyterlab(jupyter, theme, tmp_path):
+    with notebook(jupyter, f"exits-{theme}.ipynb", theme, height=2300) as (page, errors, elsewhere):
+        says(page, "Overthinking")
+        shares = "document.querySelectorAll('.js-plotly-plot')[0]"
+        page.wait_for_function(f"({shares} || {{}}).data && {shares}.data.length == 1", timeout=60_000)
+        before = page.evaluate(f"[...({shares}.data[0].y._inputArray || {shares}.data[0].y)].join()")
+        page.locator(".widget-slider .noUi-handle").first.focus()
+        for _ in range(5): page.keyboard.press("PageDown")
+        page.wait_for_function(f"[...({shares}.data[0].y._inputArray || {shares}.data[0].y)].join() != '{before}'", timeout=20_000)
+        page.wait_for_timeout(1500)
+        page.screenshot(path=tmp_path/f"exits-{theme}.png")
+    assert not errors and not elsewhere
