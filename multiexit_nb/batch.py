@@ -120,7 +120,7 @@ def prepare(p: dict, explicit: set = frozenset()) -> Experiment:
     check_value("images_per_class", per_class, per_class is None or per_class >= 2, "0 for all, or at least 2")
     num_classes, size = dataset_info(p["dataset"], image_size=p.get("image_size") or None)
     with torch.device("meta"): net = network(p, num_classes, size)
-    method = objective(p, net, num_classes, num_train=100*num_classes, num_unlabelled=num_classes if per_class else 0)
+    method = objective(p, net, num_classes, num_train=100*num_classes, num_unlabelled=num_classes if per_class and recipe.unlabelled_ratio else 0)
     if not teacher_run(p, num_classes, size) and method.needs_teacher():
         raise InputError(f"{p['method']} needs a teacher: method_args: {{teacher: <id of a finished run>}}")
     if run: load_checkpoint(run.checkpoint) if run.checkpoint.exists() else None
@@ -148,7 +148,7 @@ def start(e: Experiment, data: Splits):
     "Network, method and run of an experiment; a new run gets its folder now."
     seed_everything(e.recipe.seed)
     net = network(e.parameters, data.num_classes, data.image_size)
-    method = objective(e.parameters, net, data.num_classes, len(data.train), len(data.unlabelled))
+    method = objective(e.parameters, net, data.num_classes, len(data.train), len(data.unlabelled) if e.recipe.unlabelled_ratio else 0)
     teacher = teacher_run(e.parameters, data.num_classes, data.image_size)
     if teacher: method.set_teacher(teacher.model())
     method.ready(net)

@@ -174,3 +174,14 @@ def test_image_folder_run(tmp_path):
         Image.fromarray(data.train.source.images[data.train.rows[i]].permute(1, 2, 0).numpy()).save(f)
     run, _, d = finished(dataset=f"imagefolder:{tmp_path/'mine'}", images_per_class=0, epochs=1)
     assert run.finished and d.num_classes == 10 and isinstance(list_runs(), pd.DataFrame)
+
+
+def test_no_unlabelled_images_if_their_share_is_none(tmp_path, monkeypatch):
+    "dbt on CIFAR(X) without the rest: the supervised objective, not eq. 6."
+    from multiexit_nb import batch
+    monkeypatch.setenv("MULTIEXIT_RUNS", str(tmp_path))
+    for ratio, needs in ((0., set()), (1., {"unlabelled"})):
+        p = dict(dataset="digits", images_per_class=20, model="tiny", exits="sepconv", method="dbt", unlabelled_ratio=ratio)
+        e = batch.prepare(p, set(p))
+        _, method = batch.start(e, batch.load(e))
+        assert method.needs == needs and bool(method.task.num_unlabelled) == bool(needs)
