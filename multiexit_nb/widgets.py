@@ -785,7 +785,7 @@ class ExitsLab(W.VBox):
         self.mode = W.ToggleButtons(options=["threshold", "budget"], tooltips=["one confidence for all exits", "average cost; thresholds from validation images"],
                                     style=dict(button_width="90px"))
         self.criterion = W.Dropdown(options=CRITERIA, description="confidence", tooltip="how sure an exit is: largest probability, 1 − entropy, first minus second", layout=W.Layout(width="220px"))
-        self.slider = W.FloatSlider(0.8, min=0, max=1, step=0.01, description="leave when at least this sure", style=dict(description_width="180px"), layout=W.Layout(width="520px"))
+        self.slider = W.FloatSlider(0.8, min=0, max=1, step=0.01, description="leave when at least this sure", style=dict(description_width="200px"), layout=W.Layout(width="540px"))
         self.summary, self.strips, self.picture, self.near = W.HTML(), W.HTML(), W.HTML(), W.HTML()
         self.kind, self.at = W.Dropdown(description="show", layout=W.Layout(width="420px")), W.BoundedIntText(0, min=0, max=0, description="number", layout=W.Layout(width="170px"))
         self.back, self.next = W.Button(icon="arrow-left", tooltip="the image before", layout=W.Layout(width="44px")), W.Button(icon="arrow-right", tooltip="the next image", layout=W.Layout(width="44px"))

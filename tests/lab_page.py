@@ -55,7 +55,7 @@ def notebook(address, name, theme="light", width=1500, height=1500):
         page.goto(f"{address}/lab/tree/{name}?token=t&reset")
         page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=90_000)
         page.evaluate("window.jupyterapp.restored")
-        if theme == "dark": page.evaluate("window.jupyterapp.commands.execute('apputils:change-theme', {theme: 'JupyterLab Dark'})")
+        page.evaluate(f"window.jupyterapp.commands.execute('apputils:change-theme', {{theme: 'JupyterLab {theme.title()}'}})")   # it is remembered
         page.evaluate("""async () => { const w = window.jupyterapp.shell.currentWidget; await w.context.ready; await w.sessionContext.ready;
                          window.jupyterapp.commands.execute('application:toggle-left-area');
                          window.jupyterapp.commands.execute('notebook:run-all-cells'); }""")
