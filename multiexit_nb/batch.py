@@ -18,8 +18,8 @@ from .data import Splits, dataset_info, load_dataset
 from .methods import create_method, preset_recipe
 from .models import create_model
 from .processes import rank_and_size
-from .runs import Run
-from .trainer import Recipe, join, load_checkpoint, train
+from .runs import Run, check_tracker
+from .trainer import Recipe, check_data, join, load_checkpoint, train
 
 # %% ../nbs/42_batch.ipynb #assignments
 def _assignments(source: str) -> list[tuple[str, str | None, object]]:
@@ -116,6 +116,7 @@ def prepare(p: dict, explicit: set = frozenset()) -> Experiment:
     if run: p, explicit = _resumed(run, p, explicit), set(p)
     recipe = recipe_of(p, explicit)
     device = pick_device(p.get("device", "auto"))
+    check_tracker(p.get("tracker", ""))
     per_class = p.get("images_per_class") or None
     check_value("images_per_class", per_class, per_class is None or per_class >= 2, "0 for all, or at least 2")
     num_classes, size = dataset_info(p["dataset"], image_size=p.get("image_size") or None)
@@ -152,6 +153,7 @@ def start(e: Experiment, data: Splits):
     teacher = teacher_run(e.parameters, data.num_classes, data.image_size)
     if teacher: method.set_teacher(teacher.model())
     method.ready(net)
+    check_data(method, data, e.recipe)
     if e.run is None:
         about = dict(device=str(e.device), num_classes=data.num_classes, image_size=data.image_size) | ({"teacher": teacher.id} if teacher else {})
         e.run = Run.create(e.parameters, e.parameters.get("run_id", ""), **about)

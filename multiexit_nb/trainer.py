@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Recipe', 'recipe_preset', 'list_recipes', 'learning_rate', 'Objective', 'Decided', 'decide', 'evaluate',
            'save_checkpoint', 'load_checkpoint', 'identity', 'plain', 'check_identity', 'Diverged', 'Training', 'join',
-           'accelerator', 'endless', 'training_batches', 'Watch', 'train']
+           'accelerator', 'endless', 'training_batches', 'Watch', 'check_data', 'train']
 
 # %% ../nbs/40_trainer.ipynb #c02
 import contextlib, copy, dataclasses, math, os, time
@@ -494,6 +494,15 @@ def _memory(device: torch.device) -> float:
     import psutil
     return (torch.cuda.max_memory_allocated(device) if device.type == "cuda" else psutil.Process().memory_info().rss)/1e9
 
+# %% ../nbs/40_trainer.ipynb #check-data
+def check_data(method: nn.Module, data: Splits, recipe: Recipe):
+    "One line if a method or a recipe needs images that there are not."
+    if recipe.select == "best-val" and not len(data.val): raise InputError("select='best-val' needs validation images: val_per_class is 0")
+    if "val" in method.needs and len(data.val) < 2*data.num_classes:
+        raise InputError(f"{method.name} learns from validation images, at least 2 of each class: set val_per_class, or take more images_per_class")
+    if "unlabelled" in method.needs and not len(data.unlabelled):
+        raise InputError(f"{method.name} was made for unlabelled images, but {data.name} has none: set images_per_class")
+
 # %% ../nbs/40_trainer.ipynb #train
 def train(net: nn.Module,             # a MultiExitNet
           method: nn.Module,          # from create_method
@@ -506,11 +515,7 @@ def train(net: nn.Module,             # a MultiExitNet
          ) -> Training:
     "Train; iterating yields one plain record per epoch. `load_best()` then puts the selected weights in place."
     check_value("resume", resume, resume in (True, False, "auto"), "True, False or 'auto'")
-    if recipe.select == "best-val" and not len(data.val): raise InputError("select='best-val' needs validation images: val_per_class is 0")
-    if "val" in method.needs and len(data.val) < 2*data.num_classes:
-        raise InputError(f"{method.name} learns from validation images: val_per_class must be at least 2")
-    if "unlabelled" in method.needs and not len(data.unlabelled):
-        raise InputError(f"{method.name} was made for unlabelled images, but {data.name} has none: set images_per_class")
+    check_data(method, data, recipe)
     exists = checkpoint is not None and Path(checkpoint).exists()
     if exists and not resume: raise InputError(f"{checkpoint} exists: resume from it (resume=True) or choose another file")
     if resume is True and not exists: raise InputError(f"nothing to resume: no checkpoint at {checkpoint}")
@@ -522,7 +527,7 @@ def train(net: nn.Module,             # a MultiExitNet
     if saved: check_identity(checkpoint, saved["identity"], training.identity)
     return training.start(saved)
 
-# %% ../nbs/40_trainer.ipynb #c57
+# %% ../nbs/40_trainer.ipynb #c58
 if __name__ == "__main__" and globals().get("__package__"):   # as a program, not as a notebook
     from importlib import import_module
     raise SystemExit(import_module("multiexit_nb.batch").main())

@@ -386,6 +386,7 @@ def pause(self: Session):
     self._go.clear()
     return self
 
+# %% ../nbs/60_widgets.ipynb #stop
 @patch
 def stop(self: Session):
     "End here: what is left of the present epoch is dropped, the test set is scored, and the run counts as finished."
@@ -401,6 +402,7 @@ def set(self: Session, name: str, value: float):
     self._changes.put((name, float(value)))
     if not self.alive: self._apply()
 
+# %% ../nbs/60_widgets.ipynb #history
 @patch(as_prop=True)
 def history(self: Session):
     "The tidy history so far."
@@ -666,26 +668,30 @@ class Leaving:
     @property
     def num_exits(self) -> int: return len(self.right)
 
-    def thresholds(self, budget: float) -> tuple:
-        "Thresholds for an average cost, as a share of the last exit's: calibrated on validation images."
-        if self.val_values is None: raise InputError("a budget needs validation images, and this run kept none: use the threshold")
-        low, high = float(self.cost[0]), float(self.cost[-1])
-        wanted = min(max(budget*high, low + 1e-3*(high - low)), high - 1e-3*(high - low))
-        fractions = inference.exit_fractions(inference.p_for_cost(wanted, self.cost.tolist()), self.num_exits)
-        return inference.solve(self.val_values, inference.leaving_counts(fractions, self.val_values.shape[1]))[0]
+# %% ../nbs/60_widgets.ipynb #thresholds
+@patch
+def thresholds(self: Leaving, budget: float) -> tuple:
+    "Thresholds for an average cost, as a share of the last exit's: calibrated on validation images."
+    if self.val_values is None: raise InputError("a budget needs validation images, and this run kept none: use the threshold")
+    low, high = float(self.cost[0]), float(self.cost[-1])
+    wanted = min(max(budget*high, low + 1e-3*(high - low)), high - 1e-3*(high - low))
+    fractions = inference.exit_fractions(inference.p_for_cost(wanted, self.cost.tolist()), self.num_exits)
+    return inference.solve(self.val_values, inference.leaving_counts(fractions, self.val_values.shape[1]))[0]
 
-    def at(self, thresholds) -> dict:   # M numbers, or one for all exits
-        "exits (N,) from 1, shares (M,), average cost, top-1 (%)."
-        t = (float(thresholds),)*self.num_exits if isinstance(thresholds, int | float) else thresholds
-        exits = inference.leaving_exits(self.values, t)
-        shares = exits.bincount(minlength=self.num_exits + 1)[1:].double()/len(exits)
-        top1 = 100*self.right.gather(0, exits[None] - 1).double().mean().item()
-        return dict(exits=exits, shares=shares, cost=float(shares @ self.cost), top1=top1)
+@patch
+def at(self: Leaving, thresholds) -> dict:   # M numbers, or one for all exits
+    "exits (N,) from 1, shares (M,), average cost, top-1 (%)."
+    t = (float(thresholds),)*self.num_exits if isinstance(thresholds, int | float) else thresholds
+    exits = inference.leaving_exits(self.values, t)
+    shares = exits.bincount(minlength=self.num_exits + 1)[1:].double()/len(exits)
+    top1 = 100*self.right.gather(0, exits[None] - 1).double().mean().item()
+    return dict(exits=exits, shares=shares, cost=float(shares @ self.cost), top1=top1)
 
-    def _curve(self):
-        "Average cost and top-1 for 41 thresholds: a DataFrame."
-        import pandas as pd
-        return pd.DataFrame([dict(threshold=t/40) | {k: v for k, v in self.at(t/40).items() if k in ("cost", "top1")} for t in range(41)])
+@patch
+def _curve(self: Leaving):
+    "Average cost and top-1 for 41 thresholds: a DataFrame."
+    import pandas as pd
+    return pd.DataFrame([dict(threshold=t/40) | {k: v for k, v in self.at(t/40).items() if k in ("cost", "top1")} for t in range(41)])
 
 # %% ../nbs/60_widgets.ipynb #probabilities
 @patch

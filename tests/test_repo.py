@@ -257,7 +257,7 @@ def test_the_wheel_is_whole(copy, tmp_path):
 def test_entry_point_and_requirements():
     assert (ROOT/"multiexit_nb/_modidx.py").exists() and PYPROJECT["project"]["entry-points"]["nbdev"]["multiexit_nb"] == "multiexit_nb._modidx:d"
     needed = {re.match(r"[\w.-]+", d)[0].lower() for d in PYPROJECT["project"]["dependencies"]}
-    dist = {"PIL": "pillow", "sklearn": "scikit-learn"}
+    dist = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}
     found = {}
     for f in project_files():
         if not (f.startswith("multiexit_nb/") and f.endswith(".py")): continue

@@ -1,5 +1,7 @@
 """Run folders, published tables, and the batch parameters."""
 import json
+import math
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -9,7 +11,7 @@ import torch
 from multiexit_nb import batch, runs
 from multiexit_nb.core import InputError
 from multiexit_nb.data import load_dataset
-from multiexit_nb.methods import list_methods
+from multiexit_nb.methods import describe_method, list_methods
 from multiexit_nb.runs import Run, list_runs, pack_outputs, published, published_for, tidy
 from multiexit_nb.trainer import Recipe, train
 
@@ -142,11 +144,28 @@ def test_wrong_input_is_one_line_before_any_data(wrong, says, monkeypatch):
     assert not Path(batch.settings()["runs"]).exists()      # nothing left that looks like a run
 
 
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    "A finished run with one exit, copied into each test's own folder of runs."
+    with pytest.MonkeyPatch.context() as m:
+        m.setenv("MULTIEXIT_RUNS", str(tmp_path_factory.mktemp("teachers")))
+        return finished(method="branchynet", exits="none", epochs=1)[0].path
+
+
 @pytest.mark.parametrize("method", list_methods())
-def test_every_method_passes_the_check_and_starts(method):
-    e = batch.prepare({**TINY, "method": method}, set(TINY))
-    net, m = batch.start(e, batch.load(e))
-    assert m.name == method and len(m.loss(net(torch.randn(4, 3, 32, 32)), torch.tensor([0, 1, 2, -1]))) >= 1
+def test_every_method_passes_the_check_and_starts(method, teacher):
+    "By its name alone; one that learns from outside, with a finished run, and one line says so."
+    p = {**TINY, "method": method, "exits": "sepconv", "images_per_class": 20}
+    if "teacher" in describe_method(method).index:
+        p["exits"] = "none"
+        with pytest.raises(InputError, match=f"{method} needs a teacher"): batch.prepare(p, set(p))
+        shutil.copytree(teacher, Path(batch.settings()["runs"])/teacher.name)
+        p["method_args"] = {"teacher": teacher.name}
+    e = batch.prepare(p, set(p))
+    data = batch.load(e)
+    t = train(*batch.start(e, data), data, e.recipe, device=e.device, bar=False)
+    losses = next(t)["train"]["loss"]
+    assert t.method.name == method and losses and all(math.isfinite(v) for v in losses.values())
 
 
 def test_a_named_recipe_fills_in_what_is_left(monkeypatch):
@@ -162,6 +181,55 @@ def test_resume_takes_the_runs_own_parameters():
     e = batch.prepare({**TINY, "method": "mate", "resume": "first"}, {"resume"})
     assert e.recipe.epochs == 2 and e.run.path == run.path
     with pytest.raises(InputError, match="started with lr=0.1, not 0.2: leave lr out"): batch.prepare({**TINY, "lr": 0.2, "resume": "first"}, {"resume", "lr"})
+
+
+# ---- trackers ----
+
+def told(run):
+    "What TensorBoard shows of a run: tag -> {epoch: value}."
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    events = EventAccumulator(str(run.path/"tensorboard")); events.Reload()
+    return {tag: {e.step: e.value for e in events.Scalars(tag)} for tag in events.Tags()["scalars"]}
+
+
+def test_tensorboard_shows_the_history_also_after_a_resume(monkeypatch):
+    pytest.importorskip("tensorboard")
+    e = batch.prepare({**TINY, "epochs": 3, "tracker": "tensorboard"}, set(TINY))
+    data = batch.load(e)
+    t = train(*batch.start(e, data), data, e.recipe, device=e.device, checkpoint=e.run.checkpoint, bar=False)
+    next(t), e.run.log(t), next(t)           # the second epoch was never told: killed before that
+    run = batch.run_experiment({"resume": e.run.id}, {"resume"}, bar=False)
+    shown, h = told(run), run.history
+    for split, exit, metric in (("val", 2, "top1"), ("train", 4, "top1"), ("val", 3, "weights/1")):
+        rows = h[(h.split == split) & (h.exit == exit) & (h.metric == metric)]
+        assert shown[f"{split}_{metric}/exit_{exit}"] == pytest.approx(dict(zip(rows.epoch, rows.value, strict=True)), rel=1e-5) and len(rows) == 3
+    assert shown["train_loss/ce"].keys() == {1, 2, 3} and shown["test_top1/exit_4"][3] == pytest.approx(run.result["test"]["top1"][3], rel=1e-5)
+
+
+def test_any_tracker_of_accelerate_and_one_that_fails(monkeypatch):
+    from accelerate import tracking
+    seen = []
+
+    class Mine(tracking.GeneralTracker):
+        name, requires_logging_directory = "mine", False
+        def __init__(self, project, colour="red"): super().__init__(); self.project = project; seen.append(("start", project, colour))
+        tracker = property(lambda self: self)
+        def store_init_configuration(self, values): seen.append(("config", values["method"], values["milestones"]))
+        def log(self, values, step=None, **kw):
+            if step == 2 and "fail" in self.project + str(seen[0]): raise ConnectionError("no network")
+            seen.append((step, sorted(values)[-1]))
+        def finish(self): seen.append("finish")
+
+    monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, "mine", Mine)
+    p = {**TINY, "milestones": [0.5], "tracker": "mine"}
+    batch.run_experiment({**p, "tracker_args": {"colour": "blue"}}, set(p), bar=False)
+    assert seen[:2] == [("start", "multiexit_nb", "blue"), ("config", "mate", "[0.5]")] and seen[-1] == "finish" and [s[0] for s in seen[2:-1]] == [1, 2, 2]
+    seen.clear()
+    with pytest.warns(UserWarning, match="the tracker mine failed and is left alone: ConnectionError: no network"):
+        run = batch.run_experiment({**p, "tracker_args": {"colour": "fail"}}, set(p), bar=False)
+    assert run.finished and len(seen) == 3 and set(run.history.epoch) == {1, 2}
+    for wrong, says in (("tensorbord", "unknown tracker 'tensorbord'. Did you mean 'tensorboard'"), ("dvclive", "pip install dvclive")):
+        with pytest.raises(InputError, match=says): batch.prepare({**TINY, "tracker": wrong}, set(TINY))
 
 
 def test_image_folder_run(tmp_path):

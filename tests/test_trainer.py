@@ -316,7 +316,7 @@ def test_images_that_teach_loss_weights_are_not_scored(data):
     assert not torch.equal(gamma, make(data, "hdkd")[1].gamma)          # it has moved
     both = train(*make(data, "hdkd", reuse=True), data, recipe, device="cpu", bar=False)
     assert both.meta is data.val and both.data.val is data.val
-    with pytest.raises(InputError, match="val_per_class must be at least 2"): train(*make(data, "hdkd"), load_dataset("digits", val_per_class=1), recipe)
+    with pytest.raises(InputError, match="at least 2 of each class"): train(*make(data, "hdkd"), load_dataset("digits", val_per_class=1), recipe)
 
 
 def test_loss_weights_are_learned_under_bf16_too(data):
