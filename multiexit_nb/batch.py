@@ -102,6 +102,8 @@ def teacher_run(p: dict, num_classes: int, image_size: int) -> Run | None:
     if not run.finished: raise InputError(f"teacher: run {run.id} has not finished")
     for k, mine in dict(num_classes=num_classes, image_size=image_size).items():
         if run.about[k] != mine: raise InputError(f"teacher: run {run.id} has {k}={run.about[k]}, not {mine}")
+    taught, asked = run.parameters.get("dataset", p["dataset"]), p["dataset"]
+    if taught != asked and ":" not in taught + asked: raise InputError(f"teacher: run {run.id} learned {taught}, not {asked}")   # a folder may have moved
     return run
 
 def objective(p: dict, net, num_classes: int, num_train: int | None = None, num_unlabelled: int = 0):
@@ -110,7 +112,9 @@ def objective(p: dict, net, num_classes: int, num_train: int | None = None, num_
                          num_train=num_train, num_unlabelled=num_unlabelled, preset=p.get("preset", "default"), **p.get("method_args", {}))
 
 # %% ../nbs/42_batch.ipynb #prepare
-def prepare(p: dict, explicit: set = frozenset()) -> Experiment:
+def prepare(p: dict, explicit: set = frozenset(),
+            coming: tuple = ()      # teachers that are yet to be trained
+           ) -> Experiment:
     "Check all parameters; one line for the first that is wrong. `resume` takes the rest from the run."
     run = Run.load(p["resume"]) if p.get("resume") else None
     if run: p, explicit = _resumed(run, p, explicit), set(p)
@@ -122,7 +126,7 @@ def prepare(p: dict, explicit: set = frozenset()) -> Experiment:
     num_classes, size = dataset_info(p["dataset"], image_size=p.get("image_size") or None)
     with torch.device("meta"): net = network(p, num_classes, size)
     method = objective(p, net, num_classes, num_train=100*num_classes, num_unlabelled=num_classes if per_class and recipe.unlabelled_ratio else 0)
-    if not teacher_run(p, num_classes, size) and method.needs_teacher():
+    if p.get("method_args", {}).get("teacher") not in coming and not teacher_run(p, num_classes, size) and method.needs_teacher():
         raise InputError(f"{p['method']} needs a teacher: method_args: {{teacher: <id of a finished run>}}")
     if run: load_checkpoint(run.checkpoint) if run.checkpoint.exists() else None
     else: writable(settings()["runs"])

@@ -9,7 +9,7 @@ __all__ = ['register_exit', 'CONVENTIONS', 'LAYER_COSTS', 'Head', 'ExitSpec', 'G
            'list_models', 'list_exits', 'exits_of', 'model_options', 'create_model', 'trace', 'cut', 'attach_exits']
 
 # %% ../nbs/22_exits.ipynb #c02
-import inspect
+import inspect, math
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -107,10 +107,9 @@ _ACTIVATIONS = dict(none=nn.Identity, relu=nn.ReLU, tanh=nn.Tanh, sigmoid=nn.Sig
 def linear(spec: ExitSpec, *, head_activation: str = "none"):
     "Flatten → Linear, for all but the network's own classifier."
     if head_activation not in _ACTIVATIONS: raise unknown("head_activation", head_activation, _ACTIVATIONS)
-    c, h, w = spec.shape
-    if not spec.left: return Head(GlobalPool(), classifier((c, spec.num_classes)))
+    if not spec.left: return Head(GlobalPool(), classifier((spec.shape[0], spec.num_classes)))
     act = [] if head_activation == "none" else [_ACTIVATIONS[head_activation]()]
-    return Head(nn.Flatten(), nn.Sequential(nn.Linear(c*h*w, spec.num_classes), *act))
+    return Head(nn.Flatten(), nn.Sequential(nn.Linear(math.prod(spec.shape), spec.num_classes), *act))
 
 # %% ../nbs/22_exits.ipynb #msdnet
 @register_exit("msdnet")

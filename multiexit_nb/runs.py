@@ -93,13 +93,13 @@ def history(self: Run):
 
 @patch
 def log(self: Run, training: Training):
-    "Write the history so far, and what `auto` came to."
+    "Write the history so far, what `auto` came to, and the epochs of all phases."
     import pandas as pd
     rows = pd.DataFrame([r for rec in training.records for r in tidy(rec)], columns=["epoch", "split", "exit", "metric", "value"])
     rows["exit"] = rows["exit"].astype("Int64")
     _write(self.path/"history.csv", lambda tmp: rows.to_csv(tmp, index=False))
     if "decided" not in self.about:
-        self.about["decided"] = dict(vars(training.decided))
+        self.about.update(decided=dict(vars(training.decided)), epochs=training.total)
         _write_json(self.path/"params.json", self.about)
     if self.tracker: self.tracker.log(training.records)
 

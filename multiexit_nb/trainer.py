@@ -102,13 +102,15 @@ def list_recipes() -> list[str]:
 
 # %% ../nbs/40_trainer.ipynb #learning-rate
 def learning_rate(recipe: Recipe, step: int,   # steps taken so far
-                  steps_per_epoch: int) -> float:
+                  steps_per_epoch: int,
+                  epochs: int | None = None    # that the schedule spans; None: the recipe's
+                 ) -> float:
     "The learning rate of the next step."
-    t, r = step/steps_per_epoch, recipe
+    t, r, n = step/steps_per_epoch, recipe, epochs or recipe.epochs
     if r.warmup and t < r.warmup: return r.lr*(step + 1)/(r.warmup*steps_per_epoch)
-    if r.schedule == "cosine": return r.lr*(1 + math.cos(math.pi*(t - r.warmup)/max(r.epochs - r.warmup, 1e-9)))/2
+    if r.schedule == "cosine": return r.lr*(1 + math.cos(math.pi*(t - r.warmup)/max(n - r.warmup, 1e-9)))/2
     if r.schedule == "constant": return r.lr
-    return r.lr*r.decay**sum(t + 1e-9 >= (m if m > 1 else m*r.epochs) for m in r.milestones)
+    return r.lr*r.decay**sum(t + 1e-9 >= (m if m > 1 else m*n) for m in r.milestones)
 
 # %% ../nbs/40_trainer.ipynb #objective
 class Objective(nn.Module):
@@ -150,6 +152,15 @@ def _timer(net, method, x, y, precision, channels_last):
         return time.perf_counter() - start
     return step
 
+def _turns(net, method, recipe: Recipe) -> list[tuple]:
+    "Learner, method and epochs of every phase, each from copies: what a phase freezes here stays free."
+    turns = []
+    for p in method.phases():
+        n, m = copy.deepcopy((net, method))
+        m.phase = p.name
+        turns.append((m.learner(p, n), m, p.epochs or recipe.epochs))
+    return turns
+
 # %% ../nbs/40_trainer.ipynb #decide
 def decide(recipe: Recipe, net, method, device: torch.device,
            batch,                # () -> (x, y), a training batch; called only if something has to be measured
@@ -162,10 +173,11 @@ def decide(recipe: Recipe, net, method, device: torch.device,
         return Decided("fp32" if recipe.precision == "auto" else recipe.precision, recipe.channels_last is True, "known of the device")
     options = _candidates(recipe, torch.ops.mkldnn._is_mkldnn_bf16_supported())
     if len(options) == 1: return Decided(*options[0], "given")
-    state, (x, y) = rng_state(), batch()
-    steps = [_timer(net, method, x, y, *o) for o in options]
-    for s in steps: s()
-    seconds = torch.tensor([[s() for s in steps] for _ in range(rounds)]).amin(0)
+    state, (x, y), turns = rng_state(), batch(), _turns(net, method, recipe)
+    steps = [[_timer(learner, m, x, y, *o) for learner, m, _ in turns] for o in options]
+    for s in sum(steps, []): s()
+    parts = torch.tensor([[[s() for s in of_option] for of_option in steps] for _ in range(rounds)]).amin(0)   # (options, phases)
+    seconds = parts @ torch.tensor([float(epochs) for *_, epochs in turns])
     set_rng_state(state)
     best = int(seconds.argmin())
     if seconds[best] > 0.95*seconds[0]: best = 0
@@ -269,8 +281,8 @@ class Training:
         n = len(data.train)//recipe.batch_size or 1
         self.steps_per_epoch = n                    # whole batches; a split smaller than one batch is one step
         method.ready(net)
-        self.plan = [(p, dataclasses.replace(recipe, epochs=p.epochs or recipe.epochs)) for p in method.phases()]
-        self.total, self.phase = sum(r.epochs for _, r in self.plan), 0    # epochs of all phases; the phase that runs, from 0
+        self.plan = [(p, p.epochs or recipe.epochs) for p in method.phases()]    # phases, each with its epochs and a schedule over them
+        self.total, self.phase = sum(n for _, n in self.plan), 0    # epochs of all phases; the phase that runs, from 0
         self.decided, self.identity = None, identity(net, method, data, recipe)
         self.meta = None                            # validation images a method may learn from; `data.val` is without them
         if "val" in method.needs:
@@ -302,14 +314,14 @@ class Training:
 def place(self: Training, epoch: int   # from 0, counted through
          ) -> tuple[int, int]:
     "The phase an epoch is in, and its number there (both from 0)."
-    for i, (_, r) in enumerate(self.plan):
-        if epoch < r.epochs or i == len(self.plan) - 1: return i, epoch
-        epoch -= r.epochs
+    for i, (_, n) in enumerate(self.plan):
+        if epoch < n or i == len(self.plan) - 1: return i, epoch
+        epoch -= n
 
 @patch
 def enter(self: Training, phase: int, begin: bool = True):
     "Go on to a phase: its learner, and a new optimizer over what it trains. Without `begin` it has begun before."
-    self.phase, (p, r) = phase, self.plan[phase]
+    self.phase, p, r = phase, self.plan[phase][0], self.recipe
     self.method.phase = p.name
     if begin: self.method.begin(p, self.net)
     self.learner = self.method.learner(p, self.net).to(self.device)
@@ -330,7 +342,7 @@ def start(self: Training, saved: dict | None) -> Training:
     batch = lambda: next(training_batches(self.data, self.recipe, 1, self.device, "unlabelled" in self.method.needs))
     phase = saved.get("phase", 0) if saved else 0
     self.enter(phase, begin=not saved)
-    self.decided = Decided(**saved["decided"]) if saved else of_first(decide(self.recipe, self.learner, self.method, self.device, batch))
+    self.decided = Decided(**saved["decided"]) if saved else of_first(decide(self.recipe, self.net, self.method, self.device, batch))
     self.enter(phase, begin=False)
     if saved: self.restore(saved)
     else: seed_everything((self.recipe.seed + 1_000_003*rank_and_size()[0]) % 2**32); self.save()
@@ -460,11 +472,11 @@ def _epoch(t: Training, epoch: int) -> dict:
     "Train one epoch, score validation, return the record."
     watch, started = Watch(epoch, t.device), time.perf_counter()
     t.objective.train()
-    (phase, recipe), (_, done) = t.plan[t.phase], t.place(epoch - 1)
+    (phase, epochs), (_, done) = t.plan[t.phase], t.place(epoch - 1)
     t.method.modes(phase, t.net)
     meta = endless(t.meta, t.recipe.batch_size, epoch, t.recipe.seed, augment=False, device=t.device) if t.meta else None
     for i, (x, y) in enumerate(training_batches(t.data, t.recipe, epoch, t.device, "unlabelled" in t.method.needs)):
-        lr = learning_rate(recipe, done*t.steps_per_epoch + i, t.steps_per_epoch)
+        lr = learning_rate(t.recipe, done*t.steps_per_epoch + i, t.steps_per_epoch, epochs)
         for g in t.optimizer.param_groups: g["lr"] = lr
         terms, out = t.objective(x.contiguous(memory_format=_layout(t.decided.channels_last)), y)
         watch.step(terms, out, y)

@@ -10,7 +10,8 @@ __all__ = ['MOVABLE', 'CRITERIA', 'message', 'answered', 'demo_run', 'finished_r
            'kinds_of_images', 'Pictures', 'plot_shares', 'plot_tradeoff', 'plot_image', 'ExitsLab']
 
 # %% ../nbs/60_widgets.ipynb #c02
-import ast, base64, contextlib, dataclasses, html, io, queue, threading, time, typing
+import ast, base64, contextlib, dataclasses, html, io, queue, re, threading, time, typing
+from copy import deepcopy
 from typing import Literal
 
 import ipywidgets as W
@@ -96,7 +97,10 @@ def redraw(view, fig):
         new = fig.layout.to_plotly_json()
         new.pop("template", None)      # it has it already
         for k in ("annotations", "shapes", "images"): new.setdefault(k, ())
+        axes = {k for k in view.layout.to_plotly_json() if re.fullmatch(r"[xy]axis\d*", k)}
+        for k in axes: new[k] = dict(visible=False) if k not in new and k[5:] else {"visible": True, **new.get(k, {})}   # of panels that are gone
         view.update_layout(new)
+    view._trait_values |= dict(_widget_data=deepcopy(view._data), _widget_layout=deepcopy(view._layout_obj._props))   # what a reloaded page or voila asks for
     return view
 
 # %% ../nbs/60_widgets.ipynb #save-row
@@ -290,7 +294,7 @@ class Session:
 # %% ../nbs/60_widgets.ipynb #take-over
 def take_over(training, saved: dict):
     "Go on from another method's checkpoint: the network's weights and momentum and the epoch; the method starts fresh."
-    if saved["epoch"] >= training.recipe.epochs: raise InputError(f"the run has {saved['epoch']} epochs: a fork needs more epochs than that")
+    if saved["epoch"] >= training.total: raise InputError(f"the run has {saved['epoch']} epochs: a fork needs more epochs than that")
     training.net.load_state_dict(saved["net"])
     training.epoch = saved["epoch"]
     state = (saved.get("optimizer") or {}).get("state", {})
@@ -334,7 +338,7 @@ def _work(self: Session):
     "The thread: epochs until the last or until stopped; then the test set is scored and the run is finished."
     try:
         try:
-            while self.epoch < self.training.recipe.epochs and not self._stop.is_set(): self._epoch()
+            while self.epoch < self.training.total and not self._stop.is_set(): self._epoch()
         except Stopped:
             self.training.restore(load_checkpoint(self.run.checkpoint))
             self.images = 0
@@ -416,7 +420,7 @@ def status(self: Session) -> str:
     "Where it stands, in a line."
     t = self.training; r = t.records[-1] if t.records else {}
     speed = f" · {r['images_per_second']:,.0f} images/s · {r['memory_gb']:.2f} GB in use" if r else ""
-    return f"{self.state} · epoch {self.position:.1f} of {t.recipe.epochs}{speed} · on {device_text(self.device)}"
+    return f"{self.state} · epoch {self.position:.1f} of {t.total}{speed} · on {device_text(self.device)}"
 
 def device_text(device) -> str:
     "A device as a person calls it."
@@ -436,7 +440,7 @@ def plot_sessions(sessions, width: int = 660):
             for t in one.data: t.name, t.line.dash, t.legendgroup = f"{s.training.method.name}, {t.name}", _LINES[i % 4], str(i)
         if i: fig.add_traces(one.data)
         _mark(fig, s)
-    return fig.update_layout(width=width, height=400, xaxis_range=[0.8, max(s.training.recipe.epochs for s in sessions) + 0.2])
+    return fig.update_layout(width=width, height=400, xaxis_range=[0.8, max(s.training.total for s in sessions) + 0.2])
 
 def _mark(fig, s: Session):
     "A line where something was moved, or where the fork began."
@@ -569,7 +573,7 @@ def _grey(self: TrainLab):
     self.start.description = "Go on" if s and not over else "Start"
     self.pause.disabled = not running
     self.stop.disabled = not s or over
-    self.fork.disabled = not s or running or s.epoch == 0 or s.epoch >= s.training.recipe.epochs
+    self.fork.disabled = not s or running or s.epoch == 0 or s.epoch >= s.training.total
     self.new.disabled, self.resume.disabled = not s or not over and s.alive and running, bool(s)
     for n, w in self.sliders.items(): w.disabled = not s or over or read_moved(s.training, n) is None
 
@@ -628,7 +632,7 @@ def _draw(self: TrainLab, force: bool = False):
     if not self.sessions or not force and time.monotonic() - self._drawn < 0.3: return
     with self._lock:
         s = self.session
-        self.status.value, self.bar.value, self._drawn = s.status(), s.position/s.training.recipe.epochs, time.monotonic()
+        self.status.value, self.bar.value, self._drawn = s.status(), s.position/s.training.total, time.monotonic()
         self._grey()
         shown = (s.run.id, len(s.training.records), len(s.run.events))
         if shown == self._shown: return

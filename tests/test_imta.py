@@ -140,7 +140,7 @@ def test_what_cannot_be_is_said_in_one_line():
 def test_the_trainer_runs_both_stages_and_resumes_bit_for_bit(tmp_path):
     from multiexit_nb.data import load_dataset
     from multiexit_nb.trainer import Recipe, train
-    data, plan = load_dataset("digits"), Recipe(epochs=2, batch_size=256, precision="fp32", channels_last=False)
+    data, plan = load_dataset("digits", images_per_class=12), Recipe(epochs=2, batch_size=32, precision="fp32", channels_last=False)
     def new(seed=0):
         torch.manual_seed(seed)
         net = create_model("tiny", data.num_classes, data.image_size, width=1)
@@ -151,11 +151,12 @@ def test_the_trainer_runs_both_stages_and_resumes_bit_for_bit(tmp_path):
     before = state(one[0].backbone)
     records += list(whole)
     assert [r["phase"] for r in records] == ["exits", "exits", "links"] and set(records[-1]["train"]["loss"]) == {"ce", "kd"}
-    assert not differ(before, state(one[0].backbone)) and whole.load_best() == 3 and one[0].links[0].classify.weight.any()
+    assert not differ(before, state(one[0].backbone)) and one[0].links[0].classify.weight.any()
+    ended = [state(m) for m in one]
+    assert whole.load_best() == 3
     for stop in (1, 2):
         first = train(*new(), data, plan, device="cpu", bar=False, checkpoint=tmp_path/f"{stop}.pt")
         for _ in range(stop): next(first)
         two = new(7)
         list(train(*two, data, plan, device="cpu", bar=False, checkpoint=tmp_path/f"{stop}.pt", resume=True))
-        for a, b in zip(one, two):
-            assert a.state_dict().keys() == b.state_dict().keys() and all(torch.equal(v, b.state_dict()[k]) for k, v in a.state_dict().items())
+        for a, b in zip(ended, two): assert a.keys() == b.state_dict().keys() and not differ(a, state(b))

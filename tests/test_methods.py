@@ -37,24 +37,33 @@ PAIRS = [(n, p) for n in list_methods() for p in _discover()[n].presets]
 SILENT = {"baseline": {1, 2}}   # exits that are meant to get no gradient; elsewhere every exit gets some
 
 
-def make(name, preset="default", dtype=torch.float64, dims=(D,) * M, seed=0, **kw):
+def make(name, preset="default", dtype=torch.float64, dims=(D,) * M, seed=0, own_exits=2, **kw):
     torch.manual_seed(seed)
     kw = dict(num_exits=M, num_classes=K) | kw
-    return taught(create_method(name, feature_dims=dims, preset=preset, **kw).to(dtype), dtype)
+    return taught(create_method(name, feature_dims=dims, preset=preset, **kw).to(dtype), dtype, own_exits)
 
 
-def taught(method, dtype):
+class Teacher(ToyNet):
+    "Three blocks, and an exit on each of the last."
+    def __init__(self, exits, num_classes):
+        super().__init__()
+        self.heads, self.at = torch.nn.ModuleList(torch.nn.Linear(12, num_classes) for _ in range(exits)), tuple(range(4 - exits, 4))
+
+    def forward(self, x):
+        maps = self.backbone(x)
+        return MultiExitOutput(torch.stack([h(maps[s - 1]) for h, s in zip(self.heads, self.at)]), tuple(maps[s - 1] for s in self.at))
+
+
+def taught(method, dtype, own_exits=2):
     "A method with a teacher from outside gets a tiny one, and what it says of some images with every loss."
     if not method.needs_teacher(): return method
     n, loss = method.task.num_exits, method.loss
-    method.phase = method.phases()[-1].name
     torch.manual_seed(99)   # the same one every time
-    teacher = ToyNet(num_exits=2)
-    teacher.heads = torch.nn.ModuleList(torch.nn.Linear(12, method.task.num_classes) for _ in range(2))
-    method.set_teacher(teacher.to(dtype)).ready(ToyNet(num_exits=n))
+    method.set_teacher(Teacher(own_exits, method.task.num_classes).to(dtype)).ready(ToyNet(num_exits=n))
+    method.phase = method.phases()[-1].name
     method.to(dtype)
     x = torch.randn(300, 64, generator=torch.Generator().manual_seed(3), dtype=torch.float64).to(dtype)
-    method.loss = lambda out, y: loss(out, y, **method.extra(x[:len(y)]))
+    method.loss, method.__dict__["seen"] = lambda out, y: loss(out, y, **method.extra(x[:len(y)])), x
     return method
 
 
@@ -234,7 +243,7 @@ def ref_eed(z, F, y, h, m):
 
 def ref_mate(z, F, y, h, m):
     n, b = z.shape[:2]
-    alpha = h["alpha"] if isinstance(h["alpha"], list) else [h["alpha"]] * n
+    alpha = m.alpha if h["alpha"] == "auto" else h["alpha"] if isinstance(h["alpha"], list) else [h["alpha"]] * n
     net, z_hat = m.weight_network, torch.zeros_like(z)
     for s in range(b):
         if h["weight_network"] == "attention":
@@ -263,6 +272,56 @@ def ref_naive_dkd(z, F, y, h, m):
 def ref_hmsdnet(z, F, y, h, m): return sum(m.gamma[i, i] * ce(z[i], y) for i in range(len(z)))
 
 
+def said(m, y):
+    "What the stages of a teacher of perceptrons put out, and what its own exits say, block by block."
+    x, maps = m.seen[:len(y)], []
+    for b in m.teacher_net.blocks:
+        lin, bn = b[0], b[1]
+        x = (x @ lin.weight.T + lin.bias - bn.running_mean) / (bn.running_var + bn.eps).sqrt() * bn.weight + bn.bias
+        maps.append(x := x * (x > 0))
+    return maps, [maps[s - 1] @ h.weight.T + h.bias for h, s in zip(m.teacher_net.heads, m.teacher_net.at)]
+
+
+def with_heads(m, y, activation):
+    "The logits of the heads on a teacher's stages, then its own."
+    maps, own = said(m, y)
+    g = dict(none=lambda x: x, relu=lambda x: x * (x > 0), tanh=torch.tanh, sigmoid=lambda x: 1 / (1 + (-x).exp()))[activation]
+    w = dict(m.heads.named_parameters())
+    return [g(a @ w[f"heads.{i}.classifier.0.weight"].T + w[f"heads.{i}.classifier.0.bias"]) for i, a in enumerate(maps)], own
+
+
+def ref_kd(z, F, y, h, m):
+    a, t = h["alpha"], said(m, y)[1][-1]
+    return sum(a * kdt(t, s, h["temperature"]) + (1 - a) * ce(s, y) for s in z)
+
+
+ref_fitnets = ref_takd = ref_kd   # in their last phase
+
+
+def ref_dih(z, F, y, h, m):
+    a, T = h["alpha"], h["temperature"]
+    cohort = said(m, y)[1] if m.heads is None else sum(with_heads(m, y, h["head_activation"]), [])
+    n = len(cohort)
+    if h["teacher_mode"] == "cohort": soft = [sum(kdt(t, s, T) for t in cohort) / n for s in z]
+    else: soft = [kdt(T * (sum((t / T).softmax(-1) for t in cohort) / n).log(), s, T) for s in z]
+    times = n if h["reduction"] == "sum" and h["teacher_mode"] == "cohort" else 1
+    return times * sum(a * d + (1 - a) * ce(s, y) for d, s in zip(soft, z))
+
+
+def ref_dih_online(z, F, y, h, m):
+    a, T, (heads, own) = h["alpha"], h["temperature"], with_heads(m, y, h["head_activation"])
+    student = sum(a * sum(kdt(t, s, T) for t in [*heads, *own]) / len([*heads, *own]) + (1 - a) * ce(s, y) for s in z)
+    return student + sum(ce(t, y) + h["beta"] * sum(kdt(s, t, T) for s in z) / len(z) for t in heads)
+
+
+def ref_dml(z, F, y, h, m):
+    n = len(z)
+    return sum(ce(z[i], y) + sum(kdt(z[j], z[i], h["temperature"]) for j in range(n) if j != i) / (n - 1) for i in range(n))
+
+
+def ref_imta(z, F, y, h, m): return sum(ce(x, y) for x in z)   # stage 1; stage 2: tests/test_imta.py
+
+
 ref_hdkd = ref_hdbt = ref_dense
 REFERENCE = {k[4:]: v for k, v in list(globals().items()) if k.startswith("ref_")}
 VARIANTS = [("branchynet", dict(weights=[1, 2, 3])), ("branchynet", dict(weights=[1, 0, 3], reduction="mean")),
@@ -273,7 +332,13 @@ VARIANTS = [("branchynet", dict(weights=[1, 2, 3])), ("branchynet", dict(weights
             ("mate", dict(alpha=[1, 0, 7], temperature=4)), ("mate", dict(diverse_teachers=False)), ("mate", dict(weight_network="gate")),
             ("mate", dict(weight_network="gate", diverse_teachers=False, alpha=0)), ("mate", dict(alpha=0)),
             ("naive_dkd", dict(lam=.3)), ("hdkd", dict(start="dbt-like")), ("hdkd", dict(start="random")), ("hmsdnet", dict(start="random")),
-            ("hdbt", dict(fixed_gamma=[[1, 0, 0], [0, 2, 0], [.5, 3, 1]]))]
+            ("hdbt", dict(fixed_gamma=[[1, 0, 0], [0, 2, 0], [.5, 3, 1]])), ("hdkd", dict(temperature=1.5)),
+            ("mate", dict(alpha="auto")), ("mate", dict(alpha="auto", diverse_teachers=False)),
+            ("kd", dict(alpha=.4, temperature=2)), ("kd", dict(own_exits=1, alpha=1)), ("kd", dict(alpha=0)), ("takd", dict(alpha=.9)),
+            ("fitnets", dict(temperature=1)), ("dml", dict(temperature=2)), ("dih", dict(own_exits=1)), ("dih", dict(own_exits=1, preset="code")),
+            ("dih", dict(own_exits=1, teacher_mode="mean", alpha=.7)), ("dih", dict(own_exits=1, head_activation="relu", temperature=2)),
+            ("dih", dict(teacher_mode="mean", reduction="sum")), ("dih_online", dict(own_exits=1, alpha=.3, beta=2)),
+            ("dih_online", dict(head_activation="tanh", temperature=1)), ("dih_online", dict(beta=0))]
 CASES = [(n, dict(preset=p)) for n, p in PAIRS if n in REFERENCE] + VARIANTS
 
 
@@ -281,14 +346,16 @@ CASES = [(n, dict(preset=p)) for n, p in PAIRS if n in REFERENCE] + VARIANTS
 def test_objective_is_the_equation(name, kw):
     "In its value, and in its gradient: every teacher is a constant."
     method, (out, y) = make(name, **kw), outputs()
-    inputs = [out.logits, *out.features]
+    inputs = [out.logits, *out.features, *(method.inner_parameters() if name != "mate" else [])]   # mate's learn from both sides: below
     got, want = sum(method.loss(out, y).values()), REFERENCE[name](out.logits, out.features, y, method.hyper, method)
     assert got.item() == pytest.approx(want.item(), abs=1e-6, rel=1e-9)
     torch.testing.assert_close(*(torch.autograd.grad(t, inputs, allow_unused=True, materialize_grads=True) for t in (got, want)), rtol=1e-6, atol=1e-9)
 
 
-def test_every_method_of_the_first_issue_has_a_reference():
-    assert {"baseline", "branchynet", "byot", "dbt", "dks", "eed", "mate"} <= set(REFERENCE) & set(list_methods())
+def test_every_method_of_the_papers_has_a_reference():
+    assert set(REFERENCE) & set(list_methods()) == set(list_methods()) == {
+        "baseline", "branchynet", "byot", "dbt", "dks", "eed", "mate", "naive_dkd", "hmsdnet", "hdbt", "hdkd", "imta", "kd", "dih", "dih_online",
+        "fitnets", "takd", "dml"}
 
 
 DOCUMENTED = {   # methods.md: what each preset makes of the hyperparameters
@@ -307,13 +374,25 @@ DOCUMENTED = {   # methods.md: what each preset makes of the hyperparameters
     ("hdkd", "default"): dict(start="ds-like", a=.5, ema=.9, gamma_lr=1e-3, constraint="clamp", meta_every=1, reuse=False, temperature=3),
     ("hdkd", "paper"): dict(reuse=True, start="ds-like"), ("hdbt", "default"): dict(start="dbt-like"),
     ("mate", "default"): dict(alpha=3, temperature=3, diverse_teachers=True, weight_network="attention"),
+    ("imta", "default"): dict(gamma=.1, temperature=1, equilibrium=True), ("dml", "default"): dict(temperature=1),
+    ("dih", "default"): dict(alpha=.1, temperature=5, teacher_mode="cohort", reduction="mean", head_activation="none"),
+    ("dih", "code"): dict(alpha=.1, temperature=5, teacher_mode="cohort", reduction="sum"), ("fitnets", "default"): dict(hint_epochs=40, alpha=.1, temperature=5),
+    **{(n, "default"): dict(alpha=.1, temperature=5) for n in ("kd", "takd", "dih_online")},
 }
+RECIPES = {"kd": "dih", "dih": "dih", "dih_online": "dih", "fitnets": "dih", "takd": "dih", "dml": "dih", "imta": "msdnet",
+           "hdkd": "hdkd-cifar", "hdbt": "hdkd-cifar", "hmsdnet": "hdkd-cifar", "naive_dkd": "hdkd-cifar"}
 
 
 @pytest.mark.parametrize("name,preset", DOCUMENTED, ids=str)
 def test_presets_are_as_documented(name, preset):
     hyper = make(name, preset).hyper
     assert {k: hyper[k] for k in DOCUMENTED[name, preset]} == DOCUMENTED[name, preset]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_papers_preset_means_its_schedule(name):
+    assert preset_recipe(name, "paper") == RECIPES[name] and preset_recipe(name) is None
+    if name in LEARNED: assert preset_recipe(name, "imagenet") == "hdkd-imagenet" and make(name, "imagenet").reuse
 
 
 def test_mse_has_weight_one_where_kl_has_a_tenth():
@@ -744,6 +823,61 @@ def test_adam_is_pytorchs():
     torch.testing.assert_close(ours, theirs.detach())
 
 
+HDKD_OPTIONS = [dict(start="random"), dict(start="dbt-like"), dict(a=.9), dict(ema=.2), dict(gamma_lr=.02), dict(constraint="simplex"),
+                dict(meta_every=2), dict(temperature=1), dict(fixed_gamma=[[1, 0, 0], [.5, 1, 0], [.5, 1, 1]])]
+
+
+@pytest.mark.parametrize("option", HDKD_OPTIONS, ids=str)
+def test_every_option_of_hdkd_leads_to_another_gamma(option):
+    def trained(**kw):
+        method = make("hdkd", **kw)
+        for i in range(4): method.before_step(meta_step(seed=i, number=i, lr=1.))
+        return method
+    usual, other = trained(), trained(**option)
+    assert not torch.allclose(usual.gamma, other.gamma, rtol=1e-6, atol=0) and other.hyper | option == other.hyper
+    if "fixed_gamma" in option: assert other.gamma.tolist() == option["fixed_gamma"] and not other.expected.any()
+    else: assert (other.gamma != make("hdkd", **option).gamma).tril().any()
+
+
+@pytest.mark.parametrize("rate", [1e-3, .05])
+def test_gamma_moves_at_its_own_rate(rate):
+    method = make("hdkd", gamma_lr=rate)
+    before = method.gamma.clone()
+    method.before_step(meta_step())
+    torch.testing.assert_close((method.gamma - before).abs(), rate * torch.ones(M, M, dtype=torch.float64).tril(), rtol=1e-3, atol=1e-12)
+
+
+@pytest.mark.parametrize("ema", [0., .5, 1.])
+def test_expectations_follow_at_their_momentum(ema):
+    method = make("hdkd", ema=ema)
+    first, second = (method.gamma_gradient(meta_step(seed=i))[1] for i in range(2))
+    method.before_step(meta_step(seed=0))
+    torch.testing.assert_close(method.expected, first)
+    method.gamma_gradient = lambda s: (torch.zeros(M, M, dtype=torch.float64), second)
+    method.before_step(meta_step(seed=1))
+    torch.testing.assert_close(method.expected, ema * first + (1 - ema) * second)
+
+
+@pytest.mark.parametrize("name,kw", [("hdkd", {}), ("mate", dict(alpha="auto"))])
+def test_learned_weights_go_on_where_the_learning_rate_falls(name, kw, monkeypatch):
+    "ξ is a factor of the hypergradient, and Adam remembers its size for a thousand steps: without care γ stands still after a milestone."
+    method, where, way = make(name, **kw), "gamma" if name == "hdkd" else "alpha", {}
+    module = "multiexit_nb.methods." + name
+    def same_images_again(s, objectives, weights, *a): return -s.lr * torch.ones_like(weights), torch.ones(M, dtype=torch.float64)
+    monkeypatch.setattr(module + ".weight_gradient", same_images_again)
+    for lr in (.1, .01):
+        before = getattr(method, where).clone()
+        for i in range(20): method.before_step(meta_step(lr=lr, number=i))
+        way[lr] = (getattr(method, where) - before).max().item()
+    assert way[.01] == pytest.approx(way[.1], rel=.01) and way[.1] == pytest.approx(.02, rel=.01)
+
+
+def test_random_starts_are_uniform_and_follow_the_seed():
+    gammas = torch.stack([make("hdkd", start="random", seed=s).gamma[torch.ones(M, M).tril().bool()] for s in range(60)])
+    assert 0 <= gammas.min() < .05 and .95 < gammas.max() < 1 and abs(gammas.mean() - .5) < .06
+    assert torch.equal(make("hdkd", start="random", seed=7).gamma, make("hdkd", start="random", seed=7).gamma)
+
+
 def test_teachers_of_dense_methods():
     out, _ = outputs()
     n = {name: [len(t) for t in make(name).teacher_logits(out)] for name in (*LEARNED, "naive_dkd")}
@@ -754,7 +888,7 @@ def test_teachers_of_dense_methods():
 # ---------------------------------------------------------------- all together
 @pytest.mark.parametrize("name", [n for n in list_methods() if n != "imta"])   # which trains no perceptron: tests/test_imta.py
 def test_it_learns_digits(name):
-    last = [r["accuracy"] for r in toy_run(name, epochs=10) if r["epoch"] == 10]
+    last = [r["accuracy"] for r in toy_run(name, epochs=10, **(dict(meta_every=10) if name in LEARNED else {})) if r["epoch"] == 10]
     assert last[-1] > 75 and (name in SILENT or min(last) > 75)
 
 

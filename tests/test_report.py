@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
 from scipy import stats
 
@@ -196,7 +197,7 @@ def test_figure_lines_are_means_over_seeds(runs):
     assert list(by_epoch.x) == [1, 2, 3, 4, 5] and by_epoch.y[-1] == pytest.approx(scores(runs, "branchynet", 4).mean())
 
 
-def test_budget_figures_from_outputs(tmp_path):
+def test_budget_figures_from_outputs(tmp_path, monkeypatch):
     "DBT's budget mode and ensembles, HDKD's curve, DIH's heads and EED's dissimilarities from a real record."
     from multiexit_nb.trainer import train
     p = dict(dataset="digits", images_per_class=14, model="tiny", exits="sepconv", method="dbt", epochs=1, batch_size=64, precision="fp32",
@@ -215,9 +216,17 @@ def test_budget_figures_from_outputs(tmp_path):
     p10 = (test["logits"][:, 3]/10).softmax(-1)
     assert list(report.paper_figure("dih", 2, image=3).data[4].y) == pytest.approx(p10.mean(0).tolist(), abs=1e-5)
     for paper, n in (("dbt", 5), ("dbt", 6), ("dbt", 7), ("hdkd", 2), ("eed", 4)): assert len(report.paper_figure(paper, n).data)
-    d = report.dissimilarity(e.run, 20)
-    order = test["labels"].argsort(stable=True)[np.linspace(0, len(data.test) - 1, 20).astype(int)]
-    assert d[3, 7] == pytest.approx(1 - stats.pearsonr(test["logits"][-1][order[3]], test["logits"][-1][order[7]])[0], abs=1e-5)
+    rdms = report.before_and_after(e.run, 40)
+    assert list(rdms) == ["features", "probabilities"]
+    d, rows = rdms["probabilities"], rdms["probabilities"].index.get_level_values("image").to_numpy()
+    assert len(rows) == 40 and test["labels"][rows].bincount().tolist() == [4]*10
+    p = test["logits"][-1][rows].softmax(-1)
+    assert d.values[3, 7] == pytest.approx(1 - stats.pearsonr(p[3], p[7])[0], abs=2e-3)      # stored as float16
+    x = next(data.test.take(torch.from_numpy(rows)).batches(40))[0]
+    f = e.run.model()(x).features[-1].detach()
+    assert rdms["features"].values[3, 7] == pytest.approx(1 - stats.pearsonr(f[3], f[7])[0], abs=1e-4)
+    monkeypatch.setattr(report.rdm, "representations", lambda *a: (_ for _ in ()).throw(report.InputError("no images here")))
+    assert list(report.before_and_after(e.run, 40)) == ["probabilities"] and len(report.paper_figure("eed", 4).data) == 1
 
 
 # ---------------------------------------------------------------- ready-made grids

@@ -10,7 +10,7 @@ __all__ = ['REPLICATE', 'FORMATS', 'VARIANTS', 'row_score', 'COSTS', 'register_f
            'same_subject', 'teacher_of', 'outputs_and_cost', 'exit_number', 'score_of', 'fill', 'network_numbers',
            'fill_costs', 'paper_rows', 'table_notes', 'paper_table', 'beside_papers', 'list_figures', 'paper_figure',
            'subject_of', 'subject', 'arms', 'select_note', 'panels', 'add_line', 'history_split', 'epochs_of',
-           'score_lines', 'dissimilarity', 'used', 'against', 'by_budget', 'temperatures', 'list_tables',
+           'score_lines', 'before_and_after', 'used', 'against', 'by_budget', 'temperatures', 'list_tables',
            'figure_names', 'filter_runs', 'in_words', 'Files']
 
 # %% ../../nbs/58_report.ipynb #c02
@@ -21,8 +21,8 @@ from pathlib import Path
 
 import numpy as np
 
-from . import curves
-from ..core import InputError, Registry, atomic_write, check_value, unknown
+from . import curves, rdm
+from ..core import InputError, MultiExitOutput, Registry, atomic_write, check_value, unknown
 from ..figures import GREY, MARKERS, exit_colours, figure, template
 from ..inference import Outputs, budget_table, budgeted_batch, combine_networks, exit_table
 from ..methods import create_method
@@ -641,26 +641,29 @@ def score_lines(runs: list[Run], metric: str) -> list:
     if metric == "anytime_top5": return [exit_table(t).anytime_top5.tolist() for t in test]
     return [budget_table(v, t, c, 5).top5.tolist() for v, t, c in zip(val, test, cost, strict=True)]
 
-# %% ../../nbs/58_report.ipynb #dissimilarity
-def dissimilarity(run: Run, most: int = 200) -> np.ndarray:
-    "1 − correlation of the main exit's logits between test images, ordered by label: up to `most` of them, evenly over the classes."
+# %% ../../nbs/58_report.ipynb #before-and-after
+def before_and_after(run: Run, most: int = 200) -> dict:
+    "RDMs of the main exit before and after its classifier, of up to `most` test images, equally many of each class (of many classes, ten); after alone where the images are not at hand."
     out = run.outputs("test")
-    if "logits" not in out: raise InputError(f"run {run.id} keeps the ten best classes only: dissimilarities need all logits")
-    order = out["labels"].argsort(stable=True)
-    order = order[np.linspace(0, len(order) - 1, min(most, len(order))).astype(int)]
-    return 1 - np.corrcoef(out["logits"][-1][order].numpy())
+    classes, count = (x.numpy() for x in out["labels"].unique(return_counts=True))
+    if 2*len(classes) > most: classes = np.random.default_rng(0).permutation(classes)[:10]
+    fewest = int(count[np.isin(out["labels"].unique().numpy(), classes)].min())
+    rows = rdm.balanced(out["labels"], max(1, min(fewest, most//len(classes))), classes.tolist())
+    try: said = rdm.representations(run, rows)
+    except InputError:
+        if "logits" not in out: raise InputError(f"run {run.id} keeps the ten best classes only, and its images are not at hand") from None
+        said = MultiExitOutput(out["logits"][:, rows])
+    places = ("features", "probabilities") if said.features else ("probabilities",)
+    return {place: rdm.rdm(rdm.patterns(said, said.num_exits, place), out["labels"][rows], images=rows) for place in places}
 
-@register_figure("eed 4", shows="dissimilarity of the main exit's logits between images, by method", methods=("dbt", "eed", "byot", "branchynet"))
+@register_figure("eed 4", shows="dissimilarity between images before and after the main exit's classifier, by method", methods=("dbt", "eed", "byot", "branchynet"))
 def _eed_4(runs, most: int = 200):
     where, runs = subject([r for r in runs if (r.path/"outputs.safetensors").is_file()] or runs)
-    groups = list(arms(runs).items())
-    title = f"EED Figure 4: dissimilarity of logits, {where}, images in order of their labels"
-    fig = panels([n for n, _ in groups], title, "image", "image", height=400)
-    for k, (_, rs) in enumerate(groups):
-        z = np.clip(100*dissimilarity(rs[-1], most), 0, 255).round().astype(np.uint8)
-        fig.add_heatmap(z=z, colorscale="Viridis", zmin=0, zmax=150, showscale=k == 0, row=1, col=k + 1,
-                        hovertemplate="%{x}, %{y}: %{z} %<extra></extra>", colorbar=dict(thickness=12, tickvals=[0, 50, 100, 150], ticktext=["0", "0.5", "1", "1.5"]))
-    return fig.update_yaxes(autorange="reversed", showgrid=False).update_xaxes(showgrid=False)
+    made = {n: before_and_after(rs[-1], most) for n, rs in arms(runs).items()}
+    places = [p for p in ("features", "probabilities") if all(p in m for m in made.values())]
+    shown = {f"{n}, {'before' if p == 'features' else 'after'}": m[p] for p in places for n, m in made.items()}
+    fig = rdm.plot_rdm(shown, rows=len(places), size=max(180, min(300, 900//len(made))))
+    return fig.update_layout(title_text=f"EED Figure 4: dissimilarity of images, {where}; dark is alike")
 
 # %% ../../nbs/58_report.ipynb #eed-3
 @register_figure("eed 3", shows="main exit and ensemble by epoch, cross-entropy against EED", methods=("branchynet", "eed"))

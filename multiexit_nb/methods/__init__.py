@@ -200,6 +200,7 @@ def ready(self: Method, net: nn.Module) -> Method:
     "`prepare`, unless it has been done for this network; one line if a teacher is missing."
     if self.needs_teacher() and self.teacher_net is None:
         raise InputError(f"{self.name} needs a teacher: method_args: {{teacher: <run id>}}, or method.set_teacher(net)")
+    if self.teacher_net is net: raise InputError(f"{self.name}: a network cannot be its own teacher; a copy of it can")
     if self.__dict__.get("_ready_for") != id(net): self.prepare(net); self.__dict__["_ready_for"] = id(net)
     return self
 
@@ -324,7 +325,9 @@ def toy_epoch(learner, method, opt, data: dict, first: int):
             opt.step(); method.after_step(out.detach())
 
 # %% ../../nbs/30_method.ipynb #toy-run
-def toy_run(name: str, epochs: int = 15, seed: int = 0, **kwargs) -> list[dict]:
+def toy_run(name: str, epochs: int = 15, seed: int = 0,
+            log: list | None = None,   # gets what the method records, epoch by epoch
+            **kwargs) -> list[dict]:
     "Train a `ToyNet` by that method: rows of method, epoch, exit and test accuracy in %."
     data = toy_data()
     x_test, y_test = data["test"]
@@ -342,6 +345,7 @@ def toy_run(name: str, epochs: int = 15, seed: int = 0, **kwargs) -> list[dict]:
         for epoch in range(1, (min(phase.epochs, epochs) or epochs) + 1):
             learner.train(); method.train(); method.modes(phase, net)
             toy_epoch(learner, method, opt, data, (epoch - 1)*10)
+            if log is not None: log.append(method.record())
             if phase is not phases[-1]: continue
             with torch.no_grad(): accuracy = (learner.eval()(x_test).logits.argmax(-1) == y_test).double().mean(1) * 100
             rows += [dict(method=name, epoch=epoch, exit=m, accuracy=round(a, 1)) for m, a in enumerate(accuracy.tolist(), 1)]

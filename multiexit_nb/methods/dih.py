@@ -7,6 +7,7 @@ __all__ = ['Heads', 'taught', 'DIH', 'DIHOnline']
 
 # %% ../../nbs/methods/dih.ipynb #c02
 import math
+from functools import partial
 from typing import Annotated, Literal
 
 import torch
@@ -15,20 +16,23 @@ from torch import Tensor, nn
 from ..core import MultiExitOutput
 from ..losses import kd, labelled_mean, pairwise_kl
 from . import Hyper, Method, Phase, register
-from ..teachers import answers, stage_maps
+from ..models import ExitSpec, linear
+from ..teachers import answers, stage_maps, with_stages
 
 # %% ../../nbs/methods/dih.ipynb #heads
 class Heads(nn.Module):
-    "Linear heads after every stage of a frozen network."
-    def __init__(self, net: nn.Module, num_classes: int):
+    "Linear heads on the stages of a frozen network."
+    def __init__(self, net: nn.Module, num_classes: int, activation: str = "none"):
         super().__init__()
-        self.__dict__["net"] = net
-        self.heads = nn.ModuleList(nn.Linear(math.prod(s), num_classes) for s in net.shapes)
+        self.__dict__["net"] = with_stages(net, "the teacher")
+        self.at = getattr(net.backbone, "attach", {}).get("linear", range(1, len(net.shapes) + 1))   # stages, from 1
+        spec = partial(ExitSpec, left=1, shapes=net.shapes, num_classes=num_classes, backbone=net.backbone)
+        self.heads = nn.ModuleList(linear(spec(s), head_activation=activation) for s in self.at)
 
     def both(self, x: Tensor) -> tuple[Tensor, Tensor]:
         "Logits of the heads, with gradient to them, and of the network's own exits."
         with torch.no_grad(): maps = stage_maps(self.net, x); own = answers(self.net, maps)
-        return torch.stack([h(m.flatten(1)) for h, m in zip(self.heads, maps, strict=True)]), own
+        return torch.stack([h(maps[s - 1])[0] for h, s in zip(self.heads, self.at, strict=True)]), own
 
     def forward(self, x: Tensor) -> MultiExitOutput: return MultiExitOutput(self.both(x)[0])
 
@@ -54,13 +58,15 @@ class DIH(Method):
                  temperature: Annotated[float, Hyper("τ", low=0.1)] = 5.,
                  teacher_mode: Annotated[Literal["cohort", "mean"], Hyper("each head teaches, or their mean")] = "cohort",
                  reduction: Annotated[Literal["mean", "sum"], Hyper("over the teachers, of the whole loss")] = "mean",
+                 head_activation: Annotated[Literal["none", "relu", "tanh", "sigmoid"], Hyper("g, around the heads' linear maps")] = "none",
                  heads_epochs: Annotated[int, Hyper("epochs of the heads; 0: as many as the recipe has", low=0)] = 0):
         super().__init__(task)
         self.teacher, self.alpha, self.temperature, self.teacher_mode = teacher, alpha, temperature, teacher_mode
-        self.reduction, self.heads_epochs, self.heads = reduction, heads_epochs, None
+        self.reduction, self.head_activation, self.heads_epochs, self.heads = reduction, head_activation, heads_epochs, None
 
     def prepare(self, net):
-        if len(self.teacher_net.at) == 1: self.heads = Heads(self.teacher_net, self.task.num_classes)
+        if len(with_stages(self.teacher_net, "the teacher").at) == 1:
+            self.heads = Heads(self.teacher_net, self.task.num_classes, self.head_activation)
     def phases(self): return (Phase("heads", self.heads_epochs),)*(self.heads is not None) + (Phase("student"),)
     def learner(self, phase, net): return self.heads if phase.name == "heads" else net
     def inner_parameters(self): return []
@@ -71,7 +77,7 @@ class DIH(Method):
     def loss(self, out, targets, teacher=None):
         ce = self.ce(out.logits, targets).sum()
         if self.phase == "heads": return {"ce": ce}
-        n = len(teacher.logits) if self.reduction == "sum" else 1
+        n = len(teacher.logits) if (self.reduction, self.teacher_mode) == ("sum", "cohort") else 1   # a mean is one teacher
         soft = labelled_mean(taught(teacher.logits, out.logits, self.temperature, self.teacher_mode), targets).sum()
         return {"ce": n*(1 - self.alpha) * ce, "kd": n*self.alpha * soft}
 
@@ -86,11 +92,13 @@ class DIHOnline(Method):
                  teacher: Annotated[str, Hyper("the run that teaches: its id, or its folder")] = "",
                  alpha: Annotated[float, Hyper("α, share of the distillation", low=0, high=1)] = 0.1,
                  beta: Annotated[float, Hyper("β, what the heads take from the student", low=0)] = 0.1,
-                 temperature: Annotated[float, Hyper("τ", low=0.1)] = 5.):
+                 temperature: Annotated[float, Hyper("τ", low=0.1)] = 5.,
+                 head_activation: Annotated[Literal["none", "relu", "tanh", "sigmoid"], Hyper("g, around the heads' linear maps")] = "none"):
         super().__init__(task)
-        self.teacher, self.alpha, self.beta, self.temperature, self.heads = teacher, alpha, beta, temperature, None
+        self.teacher, self.alpha, self.beta, self.temperature = teacher, alpha, beta, temperature
+        self.head_activation, self.heads = head_activation, None
 
-    def prepare(self, net): self.heads = Heads(self.teacher_net, self.task.num_classes)
+    def prepare(self, net): self.heads = Heads(self.teacher_net, self.task.num_classes, self.head_activation)
     def extra(self, x): return {"images": x}
 
     def loss(self, out, targets, images):

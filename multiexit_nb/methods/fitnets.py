@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..core import InputError, MultiExitOutput, check_value
 from ..losses import mse
 from . import Hyper, Phase, register
-from ..teachers import Taught, answers, stage_maps
+from ..teachers import Taught, answers, stage_maps, with_stages
 
 # %% ../../nbs/methods/fitnets.ipynb #guided
 class Guided(nn.Module):
@@ -49,7 +49,7 @@ class FitNets(Taught):
         self.hint_epochs, self.hint, self.guided, self.regressor = hint_epochs, hint, guided, None
 
     def prepare(self, net):
-        mine, theirs = net.shapes, self.teacher_net.shapes
+        mine, theirs = with_stages(net, "the student").shapes, with_stages(self.teacher_net, "the teacher").shapes
         check_value("hint", self.hint, self.hint <= len(theirs), f"a stage from 1 to {len(theirs)}, or 0")
         check_value("guided", self.guided, self.guided <= len(mine), f"a stage from 1 to {len(mine)}, or 0")
         self.stages = self.hint or (len(theirs) + 1)//2, self.guided or (len(mine) + 1)//2

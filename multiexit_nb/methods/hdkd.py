@@ -133,7 +133,7 @@ def before_step(self: Harmonized, step: Step):
     "Move γ, then the expected validation losses."
     if "val" not in self.needs or step.number % self.meta_every: return
     gradient, ce = self.gamma_gradient(step)
-    gamma, learned, ce = self.adam(self.gamma, gradient * self.mask), self.mask.bool(), process_mean(ce)
+    gamma, learned, ce = self.adam(self.gamma, gradient * self.mask / step.lr), self.mask.bool(), process_mean(ce)
     if self.constraint == "clamp": gamma = gamma.clamp(min=0)
     if self.constraint == "simplex": gamma[learned] = onto_simplex(gamma[learned], self.gamma.sum())
     self.gamma.copy_(gamma)

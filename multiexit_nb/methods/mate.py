@@ -125,5 +125,5 @@ def before_step(self: MATE, step: Step):
     if not self.auto or step.number % self.meta_every: return
     weights = torch.cat([torch.ones_like(self.alpha[:1]), self.alpha])
     gradient, ce = weight_gradient(step, self.objectives, weights, self.expected, 0.5, process_mean)
-    self.alpha.copy_(self.adam(self.alpha, gradient[1:]).clamp(min=0))
+    self.alpha.copy_(self.adam(self.alpha, gradient[1:] / step.lr).clamp(min=0))   # without ξ, as in `hdkd`
     self.expected.copy_(follow(self.expected, process_mean(ce), 0.9))

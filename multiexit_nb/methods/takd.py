@@ -10,8 +10,9 @@ from typing import Annotated
 
 from torch import nn
 
+from ..core import unknown
 from . import Hyper, Phase, register
-from ..models import create_model
+from ..models import create_model, list_models
 from ..teachers import Taught
 
 # %% ../../nbs/methods/takd.ipynb #takd
@@ -25,6 +26,8 @@ class TAKD(Taught):
                  temperature: Annotated[float, Hyper("τ", low=0.1)] = 5.,
                  assistant_epochs: Annotated[int, Hyper("epochs of each assistant; 0: as many as the recipe has", low=0)] = 0):
         super().__init__(task, teacher=teacher, alpha=alpha, temperature=temperature)
+        for a in assistants:
+            if a not in list_models(): raise unknown("assistant", a, list_models())
         self.assistants, self.assistant_epochs, self.chain = assistants, assistant_epochs, nn.ModuleList()
 
     def prepare(self, net):
