@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['MOST_IMAGES', 'WORDS_RDM', 'WORDS_SIMILARITY', 'MOST_CLASSES', 'PER_PAGE', 'WORDS_CONFUSION', 'WORDS_AGREEMENT',
-           'Tested', 'Wanted', 'side_names', 'all_matrices', 'panel_title', 'panels', 'block_text', 'RdmLab',
-           'similarities', 'ConfusionLab', 'agreement_words']
+           'ArrowKeys', 'Tested', 'Wanted', 'side_names', 'all_matrices', 'panel_title', 'panels', 'block_text',
+           'RdmLab', 'similarities', 'ConfusionLab', 'agreement_words']
 
 # %% ../nbs/61_similarity_lab.ipynb #c02
 import html, threading
 from dataclasses import dataclass
 
+import anywidget
 import ipywidgets as W
 import numpy as np
 from fastcore.basics import patch
@@ -21,6 +22,21 @@ from .core import InputError
 from .figures import exit_colours, figure
 from .runs import Run
 from .widgets import Job, Pictures, answered, demo_run, figure_view, message, redraw, run_picker, run_text, save_row
+
+# %% ../nbs/61_similarity_lab.ipynb #arrowkeys
+class ArrowKeys(anywidget.AnyWidget):
+    "Leaves the keys to the lists and buttons it stands beside."
+    _esm = """
+    export default { render({ el }) {
+      const look = setInterval(() => {
+        const box = el.closest(".widget-vbox");
+        if (!box) return;
+        clearInterval(look);
+        box.addEventListener("focusin", e => e.target.setAttribute("data-lm-suppress-shortcuts", "true"));
+      }, 50);
+      return () => clearInterval(look);
+    } }
+    """
 
 # %% ../nbs/61_similarity_lab.ipynb #tested
 @dataclass
@@ -128,7 +144,7 @@ class RdmLab(W.VBox):
         self.seed = W.BoundedIntText(0, min=0, max=10_000, description="draw number", tooltip="another number draws other images", **small)
         self.ten, self.all = (W.Button(description=t, tooltip=p, layout=W.Layout(width="auto")) for t, p in (("10 by chance", "ten classes drawn at random"), ("all", "every class")))
         self.again = W.Button(description="Compute again", icon="refresh", disabled=True, layout=W.Layout(width="auto"))
-        self.pictures, self.similar, self.blocks = figure_view(figure(width=940, height=480)), figure_view(figure(width=680, height=560)), W.HTML()
+        self.pictures, self.similar, self.blocks, self.frame = figure_view(figure(width=940, height=480)), figure_view(figure(width=680, height=560)), W.HTML(), W.Box()
         self._connect(); self._lay_out(); self._take(); self.job.wait(20)
 
 # %% ../nbs/61_similarity_lab.ipynb #lay-out
@@ -141,7 +157,7 @@ def _lay_out(self: RdmLab):
     save = save_row(lambda: self.figures()[0], self.table, "rdm")
     save_similar = save_row(lambda: self.figures()[1], lambda: self.matrix, "rdm-similarity")
     self.children = [W.HBox([self.first, self.exits[0]], layout=flow), W.HBox([self.second, self.exits[1]], layout=flow), W.HBox([left, self.classes, right], layout=flow), self.line, self.job,
-                     self.pictures, self.blocks, W.HTML(WORDS_RDM), save, self.similar, W.HTML(WORDS_SIMILARITY), save_similar]
+                     self.frame, self.blocks, W.HTML(WORDS_RDM), save, self.similar, W.HTML(WORDS_SIMILARITY), save_similar, ArrowKeys()]
 
 @patch
 def _connect(self: RdmLab):
@@ -259,7 +275,9 @@ def _compute(self: RdmLab, w: Wanted, tell):
     if key not in self.ds: self.ds = {key: all_matrices(w, self.tested, {r: self.outs[r, w.rows] for r, _ in w.sides}, tell)}
     self.shown, self.colours = panels(w, self.tested, self.ds[key])
     self.drawn = w
-    redraw(self.pictures, self.figures()[0])
+    new = self.figures()[0]
+    if len(new.data) == len(self.pictures.data): redraw(self.pictures, new)
+    else: self.pictures = figure_view(new); self.frame.children = (self.pictures,)      # other panels: another figure
     self.blocks.value = block_text(self.shown)
     self.matrix, self.marks = similarities(w, self.tested, self.ds[key], lambda done, total: tell(done, total, f"comparing the matrices by {w.measure}"))
     redraw(self.similar, self.figures()[1])
@@ -323,7 +341,7 @@ def _lay_out(self: ConfusionLab):
     save_square = save_row(lambda: self.square, lambda: agreement.agreement_table(self.answers, self.labels), "agreement")
     left, right = W.VBox([self.matrix, W.HTML(WORDS_CONFUSION), save]), W.VBox([self.square, self.sentence, W.HTML(WORDS_AGREEMENT), save_square])
     self.children = [self.picker, W.HBox([self.exit, self.other, self.unit, self.mistakes, self.grouping], layout=flow), self.line, W.HBox([left, right], layout=flow),
-                     W.HTML("<b>Images of a cell</b>"), W.HBox([self.common, self.truth, self.answer], layout=flow), self.cell, W.HBox([self.back, self.next, self.where]), self.strip]
+                     W.HTML("<b>Images of a cell</b>"), W.HBox([self.common, self.truth, self.answer], layout=flow), self.cell, W.HBox([self.back, self.next, self.where]), self.strip, ArrowKeys()]
 
 @patch
 def _connect(self: ConfusionLab):
@@ -391,13 +409,12 @@ def _lists(self: ConfusionLab, counts):
     self._filling = True
     was = (self.truth.value, self.answer.value)
     for w in (self.truth, self.answer): w.options = [(n, i) for i, n in enumerate(names)]
-    self.common.options = [(f"{names[i]} taken for {names[j]} ({n:,})", (i, j)) for i, j, n in found] or [("no mistake at all", "")]
-    self.cell.options = [("choose one of the four cells", ""), *((f"{self._cell_text(c)} ({len(r):,})", c) for c, r in self.cells.items())]
+    self.common.options = [("a frequent mistake …" if found else "no mistake at all", ""), *((f"{names[i]} taken for {names[j]} ({n:,})", (i, j)) for i, j, n in found)]
+    self.cell.options = [("one of the four cells …", ""), *((f"{self._cell_text(c)} ({len(r):,})", c) for c, r in self.cells.items())]
     self.cell.value = ""
     kept = was if None not in was and max(was) < len(names) else None
     i, j = kept or (found[0][:2] if found else (0, 0))
     self.truth.value, self.answer.value = i, j
-    self.common.value = (i, j) if (i, j) in [o[1] for o in self.common.options] else self.common.options[0][1]
     self._filling = False
     self.show()
 
@@ -419,6 +436,9 @@ def show(self: ConfusionLab):
     "The images of the chosen cell of the confusion matrix."
     i, j = self.truth.value, self.answer.value
     truth, answer = list(self.parts)[i], list(self.parts)[j]
+    self._filling = True
+    self.common.value, self.cell.value = (i, j) if (i, j) in [o[1] for o in self.common.options] else "", ""
+    self._filling = False
     rows = agreement.images_of(self.answers[self.exit.value - 1], self.labels, self.parts[truth], self.parts[answer])
     self._say(rows, f"Exit {self.exit.value}: {truth}, rightly recognised" if i == j and len(self.parts[truth]) == 1 else f"Exit {self.exit.value}: {truth}, taken for {answer}")
 
@@ -426,7 +446,7 @@ def show(self: ConfusionLab):
 def show_cell(self: ConfusionLab, cell: str):
     "The images of a cell of the agreement."
     self._filling = True
-    self.cell.value = cell
+    self.cell.value, self.common.value = cell, ""
     self._filling = False
     self._say(self.cells[cell], f"Exits {self.exit.value} and {self.other.value}: {self._cell_text(cell)}")
 

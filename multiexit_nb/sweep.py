@@ -64,7 +64,8 @@ def cells(grid: dict) -> list[Cell]:
             line = next((r for r in lines if not _teacher(grid, r) in {o.get("name") for o in lines}), None)
             if line is None: raise InputError("runs: teachers that wait for each other")
             lines.remove(line)
-            p = {**grid["base"], **dict(zip(grid["grid"], values, strict=True)), **{k: v for k, v in line.items() if k != "name"}}
+            own = {k: v for k, v in line.items() if k != "name"}
+            p = {**grid["base"], **own, **dict(zip(grid["grid"], values, strict=True)), **own}
             after = named.get(_teacher(grid, line))
             if after: p["method_args"] = {**p["method_args"], "teacher": after}
             cell = Cell(p, cell_id(p), line.get("name", ""), (after,) if after else ())

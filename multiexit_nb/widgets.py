@@ -10,7 +10,7 @@ __all__ = ['MOVABLE', 'CRITERIA', 'message', 'answered', 'demo_run', 'finished_r
            'kinds_of_images', 'Pictures', 'plot_shares', 'plot_tradeoff', 'plot_image', 'ExitsLab']
 
 # %% ../nbs/60_widgets.ipynb #c02
-import ast, base64, contextlib, dataclasses, html, io, queue, re, threading, time, typing
+import ast, base64, contextlib, dataclasses, html, io, queue, threading, time, typing
 from copy import deepcopy
 from typing import Literal
 
@@ -97,8 +97,6 @@ def redraw(view, fig):
         new = fig.layout.to_plotly_json()
         new.pop("template", None)      # it has it already
         for k in ("annotations", "shapes", "images"): new.setdefault(k, ())
-        axes = {k for k in view.layout.to_plotly_json() if re.fullmatch(r"[xy]axis\d*", k)}
-        for k in axes: new[k] = dict(visible=False) if k not in new and k[5:] else {"visible": True, **new.get(k, {})}   # of panels that are gone
         view.update_layout(new)
     view._trait_values |= dict(_widget_data=deepcopy(view._data), _widget_layout=deepcopy(view._layout_obj._props))   # what a reloaded page or voila asks for
     return view

@@ -102,7 +102,7 @@ def plot_confusion(table,                   # of `confusion` or `grouped`
     top = float(np.nanmax(v)) if np.isfinite(v).any() else 1.
     fig = figure(title, "the exit answers", "it is", width=size + 90, height=size + 40)
     unit, every = "%{z:.1%} of the row" if shares else "%{z} images", -(-n//42)
-    fig.add_heatmap(z=v.round(4), zmin=0, zmax=top, colorscale=[[t, f"rgb{tint(colour, t)}"] for t in (0, .01, .04, .1, .25, .5, 1)], xgap=1, ygap=1, hoverongaps=False, x=list(range(n)), y=list(range(n)),
+    fig.add_heatmap(z=[[None if np.isnan(x) else round(x, 4) for x in row] for row in v.tolist()], zmin=0, zmax=top, colorscale=[[t, f"rgb{tint(colour, t)}"] for t in (0, .01, .04, .1, .25, .5, 1)], xgap=1, ygap=1, hoverongaps=False, x=list(range(n)), y=list(range(n)),
                     hovertemplate=f"it is %{{y}}, the exit answers %{{x}}: {unit}<extra></extra>", colorbar=dict(thickness=10, tickformat=".0%" if shares else None))
     add_numbers(fig, v if n <= 12 else v[:0], top, colour, "{:.0%}" if shares else "{:.0f}")
     ticks = dict(tickvals=list(range(0, n, every)), ticktext=[str(t)[:16] for t in table.index[::every]], showgrid=False, zeroline=False)

@@ -211,7 +211,7 @@ def plot_similarity(table, measure: str = "corr",
     low = min(0., float(np.nanmin(v))) if np.isfinite(v).any() else 0.
     names = [f"<span style='color:{c}'>■</span> {t}" for t, c in zip(table.index, colours or [GREY]*n, strict=True)]
     fig = figure(f"Similarity of the matrices ({measure}): bright is similar", width=size + 120, height=size)
-    fig.add_heatmap(z=v.round(3), zmin=low, zmax=max(1., float(np.nanmax(v))), colorscale="Viridis", texttemplate="%{z:.2f}" if n <= 16 else None,
+    fig.add_heatmap(z=[[round(x, 3) if np.isfinite(x) else None for x in row] for row in v.tolist()], zmin=low, zmax=max(1., float(np.nanmax(v))) if np.isfinite(v).any() else 1., colorscale="Viridis", texttemplate="%{z:.2f}" if n <= 16 else None,
                     hovertemplate="%{z:.3f}<extra></extra>", colorbar_thickness=10)
     ticks = dict(tickvals=list(range(n)), ticktext=names, showgrid=False)
     return fig.update_xaxes(**ticks, tickangle=-60).update_yaxes(**ticks, autorange="reversed")

@@ -9,9 +9,8 @@ __all__ = ['REPLICATE', 'FORMATS', 'VARIANTS', 'row_score', 'COSTS', 'register_f
            'table_by_exit', 'table_of_tests', 'uneven', 'variant', 'hyper_of', 'semi_supervised', 'same_method',
            'same_subject', 'teacher_of', 'outputs_and_cost', 'exit_number', 'score_of', 'fill', 'network_numbers',
            'fill_costs', 'paper_rows', 'table_notes', 'paper_table', 'beside_papers', 'list_figures', 'paper_figure',
-           'subject_of', 'subject', 'arms', 'select_note', 'panels', 'add_line', 'history_split', 'epochs_of',
-           'score_lines', 'before_and_after', 'used', 'against', 'by_budget', 'temperatures', 'list_tables',
-           'figure_names', 'filter_runs', 'in_words', 'Files']
+           'subject_of', 'subject', 'arms', 'select_note', 'score_lines', 'before_and_after', 'used', 'against',
+           'by_budget', 'list_tables', 'figure_names', 'filter_runs', 'in_words', 'Files']
 
 # %% ../../nbs/58_report.ipynb #c02
 import re
@@ -21,7 +20,8 @@ from pathlib import Path
 
 import numpy as np
 
-from . import curves, rdm
+from . import compare, curves, rdm, weights
+from .curves import add_line, panels
 from ..core import InputError, MultiExitOutput, Registry, atomic_write, check_value, unknown
 from ..figures import GREY, MARKERS, exit_colours, figure, template
 from ..inference import Outputs, budget_table, budgeted_batch, combine_networks, exit_table
@@ -596,44 +596,7 @@ def select_note(runs: list[Run]) -> str:
     "A word for titles: numbers of weights that were selected on the test set are labelled."
     return ", best test epoch" if any(r.result["select"] == "best-test" for r in runs) else ""
 
-# %% ../../nbs/58_report.ipynb #panels
-_DASHES = ["solid", "dash", "dot", "dashdot", "longdash", "longdashdot"]
-
-def panels(titles, title: str, x: str, y: str, rows: int = 1, height: int = 380, shared: bool = True):
-    "An empty figure with a panel per title, in the workbench's look."
-    from plotly.subplots import make_subplots
-    cols = -(-len(titles)//rows)
-    titles = [t.replace(" (", "<br>(") for t in titles]      # long names on two lines
-    fig = make_subplots(rows, cols, subplot_titles=titles if len(titles) > 1 else None, shared_yaxes=shared, vertical_spacing=.16/rows**.5,
-                        horizontal_spacing=.05 if shared else .09)
-    fig.update_layout(template=template(), title_text=title, height=height, width=max(760, min(1100, 300*cols + 120)), margin_t=75)
-    fig.update_xaxes(title_text=x, row=rows)
-    return fig.update_yaxes(title_text=y, col=1)
-
-def add_line(fig, name: str, x, values,            # values: a list per seed, of the same length as x
-             i: int, n: int,                       # the i-th of n lines
-             panel: int = 0, cols: int = 1, legend: bool = True, smooth: bool = False):
-    "A line of means over seeds, with their standard deviations where there are several."
-    v = np.asarray(values, float)
-    pm = v.std(0, ddof=1) if len(v) > 1 and not smooth else None
-    fig.add_scatter(x=list(x), y=v.mean(0), name=name, legendgroup=name, showlegend=legend,
-                    mode="lines" if smooth and len(x) > 8 else "lines+markers",
-                    line=dict(color=exit_colours(n)[i], dash=_DASHES[i % 6], width=2), marker=dict(symbol=MARKERS[i % len(MARKERS)], size=7),
-                    error_y=dict(array=pm, thickness=1, width=3) if pm is not None else None, row=panel//cols + 1, col=panel % cols + 1)
-
-# %% ../../nbs/58_report.ipynb #history-split
-def history_split(run: Run) -> str:
-    "The split that was scored every epoch: val, or test where nothing was held out."
-    return "val" if (run.history.split == "val").any() else "test"
-
-def epochs_of(runs: list[Run], metric: str, exit: int = -1, split: str | None = None):
-    "A per-exit metric by epoch: epochs, and one list per run; `exit` from 1, −1 the deepest."
-    tables = [curves.exit_curves(r.history, metric, split or history_split(r)) for r in runs]
-    tables = [t for t in tables if len(t.columns)]
-    if not tables: return [], []
-    n = min(map(len, tables))
-    return list(tables[0].index[:n]), [t[t.columns[-1] if exit == -1 else exit].to_numpy()[:n] for t in tables]
-
+# %% ../../nbs/58_report.ipynb #score-lines
 def score_lines(runs: list[Run], metric: str) -> list:
     "A score by exit, a list per run; top5 of the growing ensemble is `anytime_top5`, DBT's budget mode `budget_top5`."
     if metric in runs[0].result["test"]: return [r.result["test"][metric] for r in runs]
@@ -674,27 +637,21 @@ def _eed_3(runs):
     lines = (("main, training", "top1", "train"), ("main", "top1", None), ("ensemble of exits", "anytime", None))
     for k, rs in enumerate(groups.values()):
         for i, (name, metric, split) in enumerate(lines):
-            x, v = epochs_of(rs, metric, split=split)
+            x, v = compare.epochs_of([r.history for r in rs], metric, split=split)
             if len(v): add_line(fig, name, x, v, i, 3, k, len(groups), k == 0, smooth=True)
     return fig
 
 @register_figure("eed 5", shows="main exit by epoch: cross-entropy, DBT, EED", methods=("branchynet", "dbt", "eed"))
 def _eed_5(runs):
     where, runs = subject(runs)
-    fig, groups = figure(f"EED Figure 5: main exit, {where}", "epoch", f"top-1 on {history_split(runs[0])} (%)"), arms(runs)
-    for i, (name, rs) in enumerate(groups.items()): add_line(_Plain(fig), name, *epochs_of(rs, "top1"), i, len(groups), smooth=True)
-    return fig
-
-class _Plain:
-    "A figure without panels, for `add_line`."
-    def __init__(self, fig): self.fig = fig
-    def add_scatter(self, row=None, col=None, **kw): self.fig.add_scatter(**kw)
+    t = compare.by_epoch({n: [r.history for r in rs] for n, rs in arms(runs).items()})
+    return compare.plot_runs(t, exits=[-1]).update_layout(title_text=f"EED Figure 5: main exit, {where}")
 
 # %% ../../nbs/58_report.ipynb #mate-3
 @register_figure("mate 3", shows="every exit by epoch, cross-entropy only", methods=("branchynet",))
 def _mate_3(runs):
     where, runs = subject(runs)
-    return curves.plot_accuracy(runs[-1].history, history_split(runs[-1])).update_layout(title_text=f"MATE Figure 3: exits during training, {where}")
+    return curves.plot_accuracy(runs[-1].history, curves.scored_split(runs[-1].history)).update_layout(title_text=f"MATE Figure 3: exits during training, {where}")
 
 @register_figure("mate 5", shows="accuracy by exit and method, a panel per data set",
                  methods=("branchynet", "byot", "dks", "eed", "mate"))
@@ -711,33 +668,18 @@ def _mate_5(runs, metric: str = "top1"):
     return fig.update_xaxes(dtick=1)
 
 @register_figure("mate 6", shows="learning gaps by epoch, a panel per exit", methods=("byot", "dks", "eed", "mate"))
-def _mate_6(runs):
-    from scipy.signal import savgol_filter
+def _mate_6(runs, window: int = 11):
     where, runs = subject(runs)
-    groups, M = arms(runs), len(runs[0].result["test"]["top1"])
-    fig = panels([f"exit {m}" for m in range(1, M + 1)], f"MATE Figure 6: teacher − exit, {where}", "epoch", "learning gap (pp)")
-    for i, (name, rs) in enumerate(groups.items()):
-        for m in range(1, M + 1):
-            has = [r for r in rs if m in curves.exit_curves(r.history, "gap", history_split(r)).columns]
-            x, v = epochs_of(has, "gap", m) if has else ([], [])
-            if len(x) > 20: v = [savgol_filter(y, 11, 3) for y in v]
-            if len(x): add_line(fig, name, x, v, i, len(groups), m - 1, M, m == 1, smooth=True)
-    return fig
+    gaps = {n: weights.mean_gaps([r.history for r in rs]) for n, rs in arms(runs).items()}
+    return weights.plot_gaps(gaps, window).update_layout(title_text=f"MATE Figure 6: teacher − exit, {where}")
 
 # %% ../../nbs/58_report.ipynb #mate-7
 @register_figure("mate 7", shows="ensemble weights at four epochs", methods=("mate",))
 def _mate_7(runs, epochs=(1, 11, 51, 300)):
     where, runs = subject(runs)
-    h = runs[-1].history
-    rows = h[h.metric.str.startswith("weights/")]
-    if not len(rows): raise InputError(f"figure mate 7: run {runs[-1].id} logged no weights")
-    at = sorted({int(min(rows.epoch.unique(), key=lambda e, w=w: abs(e - w))) for w in epochs})
-    fig = panels([f"epoch {e}" for e in at], f"MATE Figure 7: ensemble weights, {where}", "exit", "teacher", height=330)
-    for k, e in enumerate(at):
-        t = curves.matrix_at(h, "weights", e, history_split(runs[-1]))
-        fig.add_heatmap(z=t.values, x=list(t.columns), y=list(t.index), colorscale="Viridis", zmin=0, zmax=float(rows.value.max()),
-                        texttemplate="%{z:.2f}", showscale=k == 0, colorbar=dict(thickness=12), row=1, col=k + 1)
-    return fig.update_yaxes(autorange="reversed", dtick=1, showgrid=False).update_xaxes(dtick=1, showgrid=False)
+    try: w = weights.teacher_weights(runs[-1].history)
+    except InputError: raise InputError(f"figure mate 7: run {runs[-1].id} logged no weights") from None
+    return weights.plot_weights(w, epochs).update_layout(title_text=f"MATE Figure 7: ensemble weights, {where}")
 
 # %% ../../nbs/58_report.ipynb #used
 def used(run: Run, name: str):
@@ -751,18 +693,8 @@ def against(runs: list[Run], name: str, line, paper: str, x: str, dash: float | 
     where, runs = subject(runs)
     runs = [r for r in runs if isinstance(used(r, name), int | float)]
     if len({used(r, name) for r in runs}) < 2: raise InputError(f"{paper}: the runs have fewer than two values of {name}")
-    M, names = len(runs[0].result["test"]["top1"]), list(dict.fromkeys(map(line, runs)))
-    fig = panels([f"exit {m}" for m in range(1, M + 1)], f"{paper}, {where}{select_note(runs)}", x, "top-1 (%)", shared=False)
-    for i, n in enumerate(names):
-        mine = [r for r in runs if line(r) == n]
-        for m in range(M):
-            at = {v: [r.result["test"]["top1"][m] for r in mine if used(r, name) == v] for v in sorted({used(r, name) for r in mine})}
-            mean, sd = [np.mean(v) for v in at.values()], [spread(v, "std") for v in at.values()]
-            fig.add_scatter(x=list(at), y=mean, name=n, legendgroup=n, showlegend=m == 0, mode="lines+markers", row=1, col=m + 1,
-                            line=dict(color=exit_colours(len(names))[i], dash=_DASHES[i % 6]), marker_symbol=MARKERS[i % len(MARKERS)],
-                            error_y=dict(array=sd, thickness=1))
-            if dash in at: fig.add_hline(y=np.mean(at[dash]), line=dict(color=GREY, dash="dash", width=1), row=1, col=m + 1)
-    return fig.update_xaxes(**(dict(type="log", dtick="D2") if log and min(used(r, name) for r in runs) > 0 else {}))
+    t = compare.sweep_table([(line(r), used(r, name), r.result["test"]["top1"]) for r in runs])
+    return compare.plot_sweep(t, x, dash, log).update_layout(title_text=f"{paper}, {where}{select_note(runs)}")
 
 @register_figure("mate 8", shows="accuracy against α by exit", methods=("mate",))
 def _mate_8(runs):
@@ -814,29 +746,16 @@ def _dbt_7(runs):
             add_line(fig, n, range(1, len(v[0]) + 1), v, i, len(names), k, 2, k == 0)
     return fig.update_xaxes(dtick=1)
 
-# %% ../../nbs/58_report.ipynb #temperatures
-def temperatures(run: Run):
-    "DBT's temperature by epoch, and the teacher's confidence on test at the end: (epochs, τ, confidence at τ = 1, at the last τ)."
-    h = run.history[run.history.metric == "temperature"]
-    out = run.outputs("test")
-    if "logits" not in out or not len(h): return list(h.epoch), list(h.value), None, None
-    conf = lambda t: float((out["logits"][-1]/t).softmax(-1).amax(-1).mean())
-    return list(h.epoch), list(h.value), conf(1.), conf(float(h.value.iloc[-1]))
-
+# %% ../../nbs/58_report.ipynb #dbt-6
 @register_figure("dbt 6", shows="temperature by epoch, and what it does to the last exit's confidence", methods=("dbt",))
 def _dbt_6(runs):
     where, runs = subject([r for r in runs if used(r, "anneal")] or runs)
-    epochs, tau, plain, tempered = temperatures(runs[-1])
-    if not epochs: raise InputError(f"figure dbt 6: run {runs[-1].id} logged no temperature")
-    fig = figure(f"DBT Figure 6: annealing, {where}", "epoch", "τ")
-    fig.add_scatter(x=epochs, y=tau, name="temperature τ", mode="lines+markers", line_color=exit_colours(4)[2])
-    for y, n, i, sym in ((plain, "confidence at τ = 1, end", 3, "square"), (tempered, "confidence at τ, end", 0, "diamond")):
-        marker = dict(color=exit_colours(4)[i], size=11, symbol=sym)
-        if y is not None: fig.add_scatter(x=[epochs[-1]], y=[y], name=n, yaxis="y2", mode="markers", marker=marker)
-    fig.add_scatter(x=[epochs[0], epochs[-1]], y=[used(runs[-1], "mu")]*2, name="limit μ", yaxis="y2", mode="lines",
-                    line=dict(color=GREY, dash="dot"))
-    right = dict(overlaying="y", side="right", range=[0, 1.02], dtick=.2, title_text="confidence", showgrid=False)
-    return fig.update_layout(yaxis2=right, legend=dict(orientation="h", y=1.02, yanchor="bottom"), margin_t=80, title_y=.97)
+    run = runs[-1]
+    t = compare.temperatures(run.history)
+    if not len(t): raise InputError(f"figure dbt 6: run {run.id} logged no temperature")
+    out = run.outputs("test")
+    at_end = compare.confidences(out["logits"][-1], t.iloc[-1]) if "logits" in out else None
+    return compare.plot_temperature(t, at_end, used(run, "mu")).update_layout(title_text=f"DBT Figure 6: annealing, {where}")
 
 # %% ../../nbs/58_report.ipynb #hdkd-2
 @register_figure("hdkd 2", shows="budgeted batch: top-5 against average cost, the best of all depths",
@@ -851,7 +770,7 @@ def _hdkd_2(runs, top: str = "top5"):
     for i, (name, rs) in enumerate(by_method.items()):
         made = {r.id: budgeted_batch(*(outputs_and_cost(r.path)[k] for k in (0, 1, 3))) for r in rs}
         c = combine_networks(made, int(top[3:])).sort_values("cost").drop_duplicates(["cost", top])
-        add_line(_Plain(fig), name, c.cost, [c[top]], i, len(by_method), smooth=True)
+        add_line(fig, name, c.cost, [c[top]], i, len(by_method), smooth=True)
     return fig.update_xaxes(exponentformat="SI")
 
 @register_figure("dih 2", shows="probabilities of every head and their mean for one image",
