@@ -114,7 +114,7 @@ def block_text(shown: dict) -> str:
                      else f"<b>{html.escape(title)}</b>: take two classes and two images of each to compare within with between")
     return "<br>".join(lines)
 
-# %% ../nbs/61_similarity_lab.ipynb #rdmlab
+# %% ../nbs/61_similarity_lab.ipynb #c14
 MOST_IMAGES = 600
 WORDS_RDM = """<div style="max-width:1000px;line-height:1.5">Each point compares two images. <b>Dark</b>: at this place the network does the same for both, it takes them for alike. <b>Bright</b>: it tells them apart.
 The images stand in the order of their classes, so a <b>dark square on the diagonal</b> is a class whose images have become alike; a dark square <i>off</i> it, two classes that are mixed up.
@@ -122,6 +122,7 @@ The images stand in the order of their classes, so a <b>dark square on the diago
 WORDS_SIMILARITY = """<div style="max-width:1000px;line-height:1.5">Here each cell compares two whole matrices: <b>bright</b> cells are places whose matrices agree about which images are alike,
 1 is the same picture. Neighbouring exits usually agree; where the first exit differs much from the last, depth has changed what counts as alike.</div>"""
 
+# %% ../nbs/61_similarity_lab.ipynb #rdmlab
 class RdmLab(W.VBox):
     "Dissimilarity matrices before and after the classifier of an exit, of one run or of two."
     _filling, _busy, drawn, matrix = False, False, None, None
@@ -305,13 +306,14 @@ def table(self: RdmLab):
     if self.drawn is None: raise InputError("nothing has been drawn yet")
     return pd.concat(self.shown, names=["matrix"])
 
-# %% ../nbs/61_similarity_lab.ipynb #confusionlab
+# %% ../nbs/61_similarity_lab.ipynb #c23
 MOST_CLASSES, PER_PAGE = 40, 12
 WORDS_CONFUSION = """<div style="max-width:640px;line-height:1.5">A row is what the images <b>are</b>, a column what the exit <b>answers</b>; the deeper the colour, the more images. On the diagonal it is right; every other cell is a mistake.
 <b>Click a cell</b> (or use the lists) to see its images.</div>"""
 WORDS_AGREEMENT = """<div style="max-width:420px;line-height:1.5">Are two exits right about the <i>same</i> images? Grey: both right, or both wrong. A coloured cell belongs to the exit that alone is right.
 Big coloured cells mean that the two complete each other: asked together, they could do better than each alone. <b>Click a cell</b> to see its images.</div>"""
 
+# %% ../nbs/61_similarity_lab.ipynb #confusionlab
 class ConfusionLab(W.VBox):
     "What an exit takes for what, which images two exits disagree about, and the images themselves."
     _filling = False

@@ -71,9 +71,9 @@ def run_text(run: Run) -> str:
     score = f"{top[0]:.1f} … {top[-1]:.1f} %" if top else "unfinished"
     return " · ".join([name, str(p.get("model")), str(p.get("method")), f"seed {p.get('seed', 0)}", score, run.id[:15]])
 
-def run_picker(label: str = "run", several: bool = False, value=None):
-    "A list of the finished runs, newest first; `.value` is the Run, or with `several` a tuple of Runs."
-    options = [(run_text(r), r) for r in finished_runs()]
+def run_picker(label: str = "run", several: bool = False, value=None, runs: list[Run] | None = None):
+    "A list of the finished runs (or those given), newest first; `.value` is the Run, or with `several` a tuple of Runs."
+    options = [(run_text(r), r) for r in (finished_runs() if runs is None else runs)]
     if not options: raise InputError("no finished run yet: train one, or call demo_run()")
     layout = W.Layout(width="620px", **dict(height=f"{24*min(8, len(options)) + 12}px") if several else {})
     if several: return W.SelectMultiple(options=options, value=tuple(value) if value else (options[0][1],), description=label, layout=layout)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from rsatoolbox.data import Dataset
+from rsatoolbox.data.noise import prec_from_residuals
 from rsatoolbox.rdm import calc_rdm
 from scipy import stats
 from scipy.spatial.distance import pdist, squareform
@@ -45,6 +46,8 @@ def test_poisson_and_mahalanobis_are_their_formulas():
     assert rdm.dissimilarities(x, "poisson")[3, 17] == pytest.approx(((smooth[3] - smooth[17])*(np.log(smooth[3]) - np.log(smooth[17]))).mean())
     d, p = rdm.dissimilarities(X, "mahalanobis", Y), rdm.within_precision(X, Y)
     assert d[3, 17] == pytest.approx((X[3] - X[17]) @ p @ (X[3] - X[17])/12)
+    rest = X - np.stack([X[Y == k].mean(0) for k in Y])
+    assert np.allclose(p, prec_from_residuals(rest, dof=27), rtol=1e-8)      # rsatoolbox's
     many = np.concatenate([RNG.normal(size=(2000, 3))*[1, 5, .1] + 9*k for k in range(2)])
     assert np.linalg.inv(rdm.within_precision(many, np.repeat([0, 1], 2000))).diagonal() == pytest.approx([1, 25, .01], rel=.1)
 
@@ -126,7 +129,7 @@ def test_500_images_are_quick():
             start = time.perf_counter(); rdm.rdm(x, y, distance)
             took.setdefault(distance, []).append(time.perf_counter() - start)
     took = {k: statistics.median(v) for k, v in took.items()}
-    assert took["correlation"] < 1 and max(took.values()) < 4, took      # 0.03 and at most 0.9 on a quiet core
+    assert took["correlation"] < 1 and max(took.values()) < 4, took      # 0.1 and 0.3 on a busy core
 
 
 @pytest.fixture(scope="module")
@@ -162,6 +165,7 @@ def test_a_network_is_asked_about_the_chosen_images_only(run, monkeypatch):
     (lambda: rdm.balanced(Y, 11), "per_class=11: class 0 has 10 images"), (lambda: rdm.balanced(Y, 0), "per_class=0"), (lambda: rdm.balanced(Y, 1, []), "at least one class"),
     (lambda: rdm.balanced(Y, 1, [1]), "class 1 has 0 images"), (lambda: rdm.dissimilarities(X, "cosin"), "Did you mean 'cosine'"), (lambda: rdm.dissimilarities(X[0]), "patterns="),
     (lambda: rdm.dissimilarities(X, "poisson"), "values ≥ 0"), (lambda: rdm.dissimilarities(X*np.nan), "not finite"), (lambda: rdm.dissimilarities(X, "mahalanobis"), "needs labels"),
+    (lambda: rdm.dissimilarities(X, "mahalanobis", range(30)), "at least two of a class"), (lambda: rdm.dissimilarities(X[[0, 0, 1, 1]], "mahalanobis", [0, 0, 1, 1]), "all the same"),
     (lambda: rdm.rdm(X, Y[:5]), "one per pattern"), (lambda: rdm.rdm(X, Y, by="image"), "'images' or 'classes'"), (lambda: rdm.rdm(X, Y*0, by="classes"), "at least two"),
     (lambda: rdm.order_of(rdm.rdm(X, Y), "clusters"), "unknown order"), (lambda: rdm.similarity({}), "at least one"), (lambda: rdm.similarity(dict(a=rdm.rdm(X[:2], Y[:2]))), "at least three"),
     (lambda: rdm.patterns(MultiExitOutput(torch.ones(2, 3, 4)), 1), "has no features"), (lambda: rdm.patterns(MultiExitOutput(torch.ones(2, 3, 4)), 3, "logits"), "1 … 2"),

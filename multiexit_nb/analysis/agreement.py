@@ -108,6 +108,7 @@ def plot_confusion(table,                   # of `confusion` or `grouped`
     ticks = dict(tickvals=list(range(0, n, every)), ticktext=[str(t)[:16] for t in table.index[::every]], showgrid=False, zeroline=False)
     return fig.update_xaxes(**ticks, tickangle=-60, range=[-.5, n - .5]).update_yaxes(**ticks, range=[n - .5, -.5])
 
+# %% ../../nbs/55_agreement.ipynb #add-numbers
 def add_numbers(fig, v, top: float, colour: str, form: str):
     "The numbers of the cells that are not empty, dark or white as their cell asks for."
     rows, cols = np.nonzero(np.nan_to_num(v))

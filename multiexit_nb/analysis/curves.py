@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['exit_curves', 'scored_split', 'plot_accuracy', 'plot_losses', 'plot_cost', 'learned_names', 'matrices', 'matrix_at',
-           'plot_matrix', 'plot_entries', 'plot_series', 'plot_learned', 'panels', 'add_line']
+           'plot_matrix', 'plot_entries', 'plot_series', 'plot_learned', 'grid', 'panels', 'add_line']
 
 # %% ../../nbs/51_curves.ipynb #c02
 import re
@@ -137,7 +137,12 @@ def plot_learned(history) -> list:
         else: figures.append(plot_series(history, name, None if kind == "scalar" else split))
     return figures
 
-# %% ../../nbs/51_curves.ipynb #panels
+# %% ../../nbs/51_curves.ipynb #grid
+def grid(count: int) -> tuple[int, int]:
+    "Rows and columns of panels."
+    rows = 1 if count <= 4 else -(-count//5) if count > 8 else 2
+    return rows, -(-count//rows)
+
 def panels(titles, title: str, x: str, y: str, rows: int = 1, height: int = 380, shared: bool = True):
     "An empty figure with a panel per title, in the workbench's look."
     from plotly.subplots import make_subplots

@@ -63,15 +63,22 @@ def dissimilarities(x,                             # (N, D) patterns
 
 # %% ../../nbs/54_rdm.ipynb #within-precision
 def within_precision(x, labels) -> np.ndarray:   # (D, D)
-    "The inverse of the scatter within classes, shrunk towards its diagonal by rsatoolbox."
-    from rsatoolbox.data.noise import prec_from_residuals
+    "The inverse of the scatter within classes, its correlations shrunk."
     if labels is None: raise InputError("distance 'mahalanobis' needs labels")
     classes, at = np.unique(labels, return_inverse=True)
-    check_value("images", len(x), len(x) > len(classes), "at least two of a class for distance 'mahalanobis'")
+    n, dof = len(x), len(x) - len(classes)
+    check_value("images", n, dof > 0, "at least two of a class for distance 'mahalanobis'")
     rest = x - np.stack([x[at == i].mean(0) for i in range(len(classes))])[at]
-    moves = rest.var(0) > 0                       # a unit that never moves says nothing
-    rest[:, ~moves] = np.random.default_rng(0).normal(size=(len(x), int((~moves).sum())))*1e-3
-    try: return prec_from_residuals(rest, dof=len(x) - len(classes))
+    var = (rest**2).sum(0)/dof
+    moves = var > 1e-12*max(1e-300, var.max())
+    if not moves.any(): raise InputError("distance 'mahalanobis': the images of a class are all the same here")
+    std = np.sqrt(np.where(moves, var, var[moves].min()))
+    w, off = rest/std, ~np.eye(len(std), dtype=bool)
+    r = w.T @ w/(n - 1)
+    spread, size = (n/dof**2*((w**2).T @ w**2/(n - 1) - r**2))[off].sum(), (r**2)[off].sum()
+    keep = 1 - min(1., max(0., spread/size)) if size > 0 else 0.
+    sigma = np.where(off, keep*(w.T @ w)/dof, 1.)*np.outer(std, std)
+    try: return np.linalg.inv(sigma)
     except np.linalg.LinAlgError: raise InputError("distance 'mahalanobis': the scatter within classes cannot be inverted; take more images") from None
 
 # %% ../../nbs/54_rdm.ipynb #rdm

@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['REPLICATE', 'FORMATS', 'VARIANTS', 'row_score', 'COSTS', 'register_figure', 'example_run', 'finished_runs',
-           'dataset_of', 'arm_of', 'method_name', 'arm_names', 'results', 'spread', 'summary', 'holm', 'paired_p',
-           'paired_tests', 'tex', 'Table', 'table_markdown', 'table_latex', 'save_table', 'number', 'seeds_note',
-           'table_by_exit', 'table_of_tests', 'uneven', 'variant', 'hyper_of', 'semi_supervised', 'same_method',
-           'same_subject', 'teacher_of', 'outputs_and_cost', 'exit_number', 'score_of', 'fill', 'network_numbers',
-           'fill_costs', 'paper_rows', 'table_notes', 'paper_table', 'beside_papers', 'list_figures', 'paper_figure',
-           'subject_of', 'subject', 'arms', 'select_note', 'score_lines', 'before_and_after', 'used', 'against',
-           'by_budget', 'list_tables', 'figure_names', 'filter_runs', 'in_words', 'Files']
+           'dataset_of', 'arm_of', 'settings_of', 'teacher_of', 'method_name', 'arm_names', 'results', 'spread',
+           'summary', 'holm', 'paired_p', 'paired_tests', 'tex', 'Table', 'table_markdown', 'table_latex', 'save_table',
+           'number', 'seeds_note', 'table_by_exit', 'table_of_tests', 'uneven', 'variant', 'hyper_of',
+           'semi_supervised', 'same_method', 'same_subject', 'outputs_and_cost', 'exit_number', 'score_of', 'fill',
+           'network_numbers', 'fill_costs', 'paper_rows', 'table_notes', 'paper_table', 'beside_papers', 'list_figures',
+           'paper_figure', 'subject_of', 'subject', 'arms', 'select_note', 'score_lines', 'before_and_after', 'used',
+           'against', 'by_budget', 'list_tables', 'figure_names', 'filter_runs', 'in_words', 'Files']
 
 # %% ../../nbs/58_report.ipynb #c02
 import re
@@ -61,7 +61,7 @@ def finished_runs(runs=None,    # a folder; Run objects, ids or paths; rows of `
 
 # %% ../../nbs/58_report.ipynb #dataset-of
 REPLICATE = ("seed", "split_seed")                   # what runs of one arm may differ in
-_TECHNICAL = {*REPLICATE, "run_id", "resume", "device", "precision", "channels_last", "compile", "recipe", "tracker"}
+_TECHNICAL = {*REPLICATE, "run_id", "resume", "device", "precision", "channels_last", "compile", "recipe", "tracker", "tracker_args"}
 
 def dataset_of(p: dict) -> str:
     "The data set as the papers' tables name it: cifar100, or cifar100(150) with 150 labelled images per class."
@@ -71,6 +71,17 @@ def dataset_of(p: dict) -> str:
 def arm_of(p: dict) -> dict:
     "The settings that make an arm: everything but seeds and what only changes the speed."
     return {k: list(v) if isinstance(v, tuple) else v for k, v in p.items() if k not in _TECHNICAL and v not in ("", {}, None)}
+
+def settings_of(run: Run) -> dict:
+    "A run's parameters, with the teacher called by its network: students of several seeds have as many teachers, and are one arm."
+    p, name = run.parameters, teacher_of(run)
+    return {**p, "method_args": {**p["method_args"], "teacher": name}} if name and "teacher" in p.get("method_args", {}) else p
+
+def teacher_of(run: Run) -> str:
+    "The network of a run's teacher, which is named as a run; empty where there is none."
+    t = str(run.parameters.get("method_args", {}).get("teacher") or "")
+    try: return Run.load(t, run.path.parent).parameters["model"] if t else ""
+    except InputError: return t
 
 def method_name(p: dict) -> str:
     "A method with its preset and hyperparameters, as a table's heading."
@@ -97,7 +108,7 @@ def results(runs=None,                # as for `finished_runs`
     import pandas as pd
     check_value("which", which, which in ("test", "test_last"), "'test' or 'test_last'")
     runs, rows = finished_runs(runs), []
-    for run, name in zip(runs, arm_names([r.parameters for r in runs]), strict=True):
+    for run, name in zip(runs, arm_names([settings_of(r) for r in runs]), strict=True):
         p, scores = run.parameters, run.result[which]
         seed = "/".join(str(p.get(k, 0)) for k in REPLICATE)
         rows += [dict(run=run.id, dataset=dataset_of(p), model=p["model"], method=name, seed=seed, exit=m, metric=k, value=v)
@@ -287,7 +298,7 @@ def table_of_tests(tests,   # of `paired_tests()`
 def uneven(runs=None) -> list[str]:
     "Settings other than the method's own in which runs on the same data set and network differ, one line for each of these."
     groups, lines = {}, []
-    for r in finished_runs(runs): groups.setdefault((dataset_of(r.parameters), r.parameters["model"]), []).append(arm_of(r.parameters))
+    for r in finished_runs(runs): groups.setdefault((dataset_of(r.parameters), r.parameters["model"]), []).append(arm_of(settings_of(r)))
     for (data, model), arms in groups.items():
         keys = sorted(set().union(*arms) - {"method", "preset", "method_args", "dataset"})
         values = {k: list(dict.fromkeys(str(a[k]) if k in a else "unset" for a in arms)) for k in keys}
@@ -328,7 +339,7 @@ def _hyper(method: str, num_exits: int, given: str) -> dict | None:
     import ast
     try:
         m = create_method(method, num_exits=num_exits, num_classes=10, feature_dims=(8,)*num_exits, num_train=100, **ast.literal_eval(given))
-        return {k: v for k, v in m.hyper.items() if k != "reuse"}
+        return {k: v for k, v in m.hyper.items() if k not in ("reuse", "teacher", "assistants")}
     except InputError: return None
 
 def hyper_of(method: str, num_exits: int, preset: str = "default", **hyper) -> dict | None:
@@ -356,14 +367,9 @@ def same_subject(run: Run, dataset: str, model: str, instead: dict | None = None
     name = re.sub(r"\((full|500)\)", "", dataset) if not re.search(r"\(\d+\)$", dataset_of(p)) else dataset
     base, _, count = name.partition("(")
     if dataset_of(p) != instead.get(dataset, instead.get(base, base) + (f"({count}" if count else "")): return False
-    if p["model"] != instead.get(student, student): return False
-    return not teacher or p["method"] == "baseline" or teacher_of(p) == instead.get(teacher, teacher)
-
-def teacher_of(p: dict) -> str:
-    "The network of a run's teacher: a teacher is named as a network, or as a run."
-    t = str(p.get("teacher") or p.get("method_args", {}).get("teacher") or "")
-    try: return Run.load(t).parameters["model"] if t else ""
-    except InputError: return t
+    student, teacher = instead.get(student, student), instead.get(teacher, teacher)
+    if p["method"] == "dml": return p["model"] == f"{teacher}+{student}"      # a cohort, the student last
+    return p["model"] == student and (not teacher or p["method"] == "baseline" or teacher_of(run) == teacher)
 
 # %% ../../nbs/58_report.ipynb #outputs-and-cost
 @cache
@@ -588,7 +594,7 @@ def subject(runs: list[Run], counts: bool = True) -> tuple[str, list[Run]]:
 def arms(runs: list[Run]) -> dict[str, list[Run]]:
     "Runs by arm, one per seed."
     found = {}
-    for r, n in zip(runs, arm_names([r.parameters for r in runs]), strict=True):
+    for r, n in zip(runs, arm_names([settings_of(r) for r in runs]), strict=True):
         found.setdefault(n, {})[tuple(r.parameters.get(k, 0) for k in REPLICATE)] = r
     return {n: list(f.values()) for n, f in found.items()}
 
@@ -766,7 +772,7 @@ def _hdkd_2(runs, top: str = "top5"):
     methods = arms([r for r, d in zip(runs, counts, strict=True) if d == data])
     fig = figure(f"HDKD Figure 2: budgeted batch, {data}", "average multiply-adds for one image", f"top-{top[3:]} (%)")
     by_method = {}
-    for rs in methods.values(): by_method.setdefault(method_name(rs[0].parameters), []).extend(rs)
+    for rs in methods.values(): by_method.setdefault(method_name(settings_of(rs[0])), []).extend(rs)
     for i, (name, rs) in enumerate(by_method.items()):
         made = {r.id: budgeted_batch(*(outputs_and_cost(r.path)[k] for k in (0, 1, 3))) for r in rs}
         c = combine_networks(made, int(top[3:])).sort_values("cost").drop_duplicates(["cost", top])
@@ -784,7 +790,7 @@ def _dih_2(runs, image: int = 0, temperature: float = 10.):
     check_value("image", image, 0 <= image < len(out["labels"]), f"an image of the test set, 0 … {len(out['labels']) - 1}")
     p = (out["logits"][:, image]/temperature).softmax(-1)
     rows = [*((f"exit {m}", q) for m, q in enumerate(p, 1)), ("mean", p.mean(0))]
-    title = f"DIH Figure 2: test image {image} (class {int(out['labels'][image])}), {where}, {method_name(run.parameters)}"
+    title = f"DIH Figure 2: test image {image} (class {int(out['labels'][image])}), {where}, {method_name(settings_of(run))}"
     fig = panels([n for n, _ in rows], title, "class", f"probability, τ = {temperature:g}")
     for k, ((n, q), c) in enumerate(zip(rows, [*exit_colours(len(p)), GREY], strict=True)):
         fig.add_bar(x=list(range(len(q))), y=q.numpy(), name=n, marker_color=c, showlegend=False, row=1, col=k + 1)

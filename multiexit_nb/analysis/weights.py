@@ -96,17 +96,17 @@ def smooth_gaps(gaps, window: int, degree: int = 3):
     return gaps.apply(one) if len(gaps) else gaps
 
 def plot_gaps(gaps: dict,       # name → table of `gaps_by_epoch`
-              window: int = 1, degree: int = 3, raw: bool = False, colours: list | None = None):
+              window: int = 1, degree: int = 3, raw: bool = False):
     "Learning gaps by epoch, a panel per exit, a line per name (MATE Fig. 6); `raw` shows the unsmoothed numbers faintly."
     M = max((int(max(t.columns)) for t in gaps.values() if len(t)), default=1)
-    fig = curves.panels([f"exit {m}" for m in range(1, M + 1)], "Learning gap: teacher − exit", "epoch", "points of top-1", rows=1 if M <= 4 else 2,
-                        height=380 if M <= 4 else 620)
+    rows, cols = curves.grid(M)
+    fig = curves.panels([f"exit {m}" for m in range(1, M + 1)], "Learning gap: teacher − exit", "epoch", "points of top-1", rows, 380 if rows == 1 else 270*rows + 60)
     told = set()
     for i, (name, t) in enumerate(gaps.items()):
         smoothed = smooth_gaps(t, window, degree)
         for m in t.columns:
-            at, cols = dict(row=1, col=int(m)) if M <= 4 else dict(row=(int(m) - 1)//(-(-M//2)) + 1, col=(int(m) - 1) % (-(-M//2)) + 1), len(gaps)
-            x, c = t.index.to_numpy().astype(np.int32), (colours or exit_colours(cols))[i]
+            at = dict(row=(int(m) - 1)//cols + 1, col=(int(m) - 1) % cols + 1)
+            x, c = t.index.to_numpy().astype(np.int32), exit_colours(len(gaps))[i]
             if raw and window > 1: fig.add_scatter(x=x, y=t[m].to_numpy(np.float32), mode="lines", opacity=.3, line=dict(color=c, width=1), showlegend=False, hoverinfo="skip", legendgroup=name, **at)
             fig.add_scatter(x=x, y=smoothed[m].to_numpy(np.float32), name=name, legendgroup=name, showlegend=name not in told, mode="lines" if len(t) > 8 else "lines+markers",
                             line=dict(color=c, dash=curves._DASHES[i % 6], width=2), marker=dict(symbol=MARKERS[i % len(MARKERS)], size=7), **at)
