@@ -381,8 +381,8 @@ def _temperature(lab, groups):
 
 def _sure(run: Run, temperature: float):
     "Confidence of the last exit on test, as it is and tempered; None where the outputs are not kept."
-    if not run.finished: return None
-    out = run.outputs("test")
+    try: out = run.outputs("test")
+    except InputError: return None
     return compare.confidences(out["logits"][-1], temperature) if "logits" in out else None
 
 def _gamma(lab, groups):

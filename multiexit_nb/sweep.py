@@ -9,7 +9,7 @@ __all__ = ['STATES', 'read_grid', 'Cell', 'cell_id', 'cells', 'checked', 'Desk',
 
 # %% ../nbs/43_sweep.ipynb #c02
 import concurrent.futures as cf
-import contextlib, hashlib, itertools, json, os, re, subprocess, sys, time
+import contextlib, hashlib, itertools, json, os, re, shutil, subprocess, sys, time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -162,7 +162,6 @@ def work(cell: Cell, folder: str,       # of the runs, as the worker sees it
 
 def _sweep_away(folder: Path):
     "Remove a folder that was being made when its process was killed."
-    import shutil
     if folder.is_dir(): shutil.rmtree(folder)
 
 def _papermill(desk: Desk, cell: Cell, parameters: dict, env: dict) -> tuple[int, str]:
@@ -207,7 +206,6 @@ def progress_of(desk: Desk, cell: Cell) -> dict:
 
 def plain_table(df) -> str:
     "A DataFrame in text, short enough for a terminal."
-    import shutil
     return df.to_string(index=False, na_rep="", max_colwidth=max(20, shutil.get_terminal_size().columns - 60), justify="left")
 
 # %% ../nbs/43_sweep.ipynb #sweep
@@ -254,6 +252,7 @@ def table(self: Sweep, most: int | None = None):   # rows; the finished are left
         state = self.state(c)
         seen = self.seen.get(c.id) or ({} if state in ("waiting", "blocked") else progress_of(self.desk, c))
         if state == "finished": self.seen[c.id] = seen
+        if state != "running": seen = seen | dict(left="") if seen else seen
         rows.append({k: text(c.parameters.get(k)) for k in varied} | dict(state=state, epoch="", left="", top1="") | seen
                     | dict(error=self.error(c) if state == "failed" else ""))
     df = pd.DataFrame(rows)
@@ -396,7 +395,8 @@ def live(stream=None):
     stream, shown, last = stream or sys.stdout, [0], {}
     def show(sweep: Sweep):
         if stream.isatty():
-            text = sweep.note + "\n" + plain_table(sweep.table(most=25)) + "\n"
+            width = shutil.get_terminal_size().columns - 1      # a wrapped line would not stay in place
+            text = "".join(f"{line[:width]}\n" for line in f"{sweep.note}\n{plain_table(sweep.table(most=25))}".splitlines())
             stream.write("\x1b[F\x1b[2K"*shown[0] + text); shown[0] = text.count("\n")
         else:
             for c in sweep.cells:

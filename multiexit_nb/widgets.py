@@ -745,7 +745,8 @@ class Pictures:
         shape = (3, 1, 1)
         x = ((torch.cat(x)*part.std.view(shape) + part.mean.view(shape))*255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
         for r, a in zip(rows, x, strict=True):
-            f = io.BytesIO(); Image.fromarray(a).save(f, "png")
+            f, im = io.BytesIO(), Image.fromarray(a)
+            im.thumbnail((160, 160)); im.save(f, "png")      # larger is not shown
             self.known[r] = base64.b64encode(f.getvalue()).decode()
 
     def html(self, row: int, size: int = 56, text: str = "") -> str:

@@ -233,14 +233,15 @@ def test_no_control_of_the_confusion_lab_leads_into_a_traceback(runs):
     lab, n = similarity_lab.ConfusionLab(), 0
     for run in lab.picker.options:
         lab.picker.value = run[1]
-        for _ in combinations(lab, ["exit", "other"]):
-            n += 1
-            assert not lab.line.value
+        assert not lab.line.value
+    for _ in combinations(lab, ["exit", "other"]):
+        n += 1
+        assert not lab.line.value
     for now in combinations(lab, ["unit", "grouping"]):
         for lab.mistakes.value in (True, False): assert not lab.line.value, now
     for kind in ("common", "truth", "answer", "cell"):
         for _ in combinations(lab, [kind]): assert not lab.line.value
-    assert n == 32 and set(lab.matrix.layout.to_plotly_json()["xaxis"]["ticktext"]) == set("0123456789")
+    assert n == 16 and set(lab.matrix.layout.to_plotly_json()["xaxis"]["ticktext"]) == set("0123456789")
 
 
 # ---------------------------------------------------------------- 1,000 classes × 10,000 images

@@ -1,0 +1,239 @@
+"""The labs ensemble_weights and curves without a browser: what their controls do, that no control leads into a traceback, and how little is sent."""
+import itertools
+import json
+import re
+import statistics
+import time
+
+import ipywidgets
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.signal import savgol_filter
+
+from multiexit_nb import history_lab, widgets
+from multiexit_nb.analysis import compare, report, weights
+from multiexit_nb.runs import Run, tidy
+
+RNG = np.random.default_rng(0)
+
+
+def made(folder, method, epochs, M=4, seed=0, finished=True, model="tiny", **args):
+    "A run that was never trained, with the history that its method would have written."
+    run = report.example_run(folder, method, seed, [70 + 3*m for m in range(M)], model=model, epochs=epochs, **({"method_args": args} if args else {}))
+    rows = []
+    for e in range(1, epochs + 1):
+        val = dict(top1=[60 + 3*m + e/epochs + RNG.normal() for m in range(M)], top5=[90.]*M, anytime=[70.]*M, ce=[1.]*M)
+        said = {}
+        if method in ("mate", "dbt", "hdkd"): val |= dict(gap=[float(g) for g in RNG.normal(3, 1, M - (method != "mate"))], teacher_top1=[70.]*M)
+        if method == "mate": val["weights"] = RNG.dirichlet(np.ones(M), M).tolist()
+        if method == "dbt": said["temperature"] = 1.05**e
+        if method == "hdkd": said["gamma"] = np.tril(RNG.random((M, M))).tolist()
+        rows += tidy(dict(epoch=e, train=dict(loss=dict(ce=1.), top1=[50.]*M), method=said, val=val))
+    pd.DataFrame(rows).astype({"exit": "Int64"}).to_csv(run.path/"history.csv", index=False)
+    if not finished: (run.path/"result.json").unlink()
+    return run
+
+
+@pytest.fixture
+def runs(tmp_path, monkeypatch):
+    "Methods with and without weights, gaps, a temperature, γ; 2, 3 or 4 exits; 1 to 30 epochs; one at work still."
+    monkeypatch.setenv("MULTIEXIT_RUNS", str(tmp_path))
+    return [made(tmp_path, "mate", 30, alpha=3.), made(tmp_path, "mate", 12, seed=1, alpha=3.), made(tmp_path, "mate", 1, M=2, alpha=1.), made(tmp_path, "dbt", 9, M=3), made(tmp_path, "hdkd", 6),
+            made(tmp_path, "branchynet", 4, model="resnet18"), made(tmp_path, "mate", 5, seed=2, finished=False, alpha=3.)]
+
+
+def fine(lab, says=""):
+    "An answer is one line, and never of an unforeseen kind."
+    text = lab.line.value
+    assert not re.search(r"\w(Error|Exception|Warning|Iteration):", text), text
+    assert says in text if says else "⚠" not in text, text
+    return lab
+
+
+@pytest.mark.parametrize("kind", [history_lab.WeightsLab, history_lab.CurvesLab])
+def test_a_lab_opens_with_runs_made_on_the_spot(kind, monkeypatch):
+    train = widgets.demo_run
+    monkeypatch.setattr(history_lab, "demo_run", lambda **k: train(**k | dict(epochs=1, images_per_class=20)))
+    lab = fine(kind())
+    assert {r.parameters["dataset"] for r in widgets.finished_runs()} == {"digits"} and "mate" in [r.parameters["method"] for r in lab.picker.value]
+    assert "application/vnd.jupyter.widget-view+json" in lab._repr_mimebundle_()
+    assert all(len(box.children[0].data) for box in ([lab.frame] if kind is history_lab.CurvesLab else [lab.matrix, lab.lines, lab.gaps]))
+
+
+# ---------------------------------------------------------------- ensemble_weights
+def test_the_slider_moves_through_the_epochs(runs):
+    lab = fine(history_lab.WeightsLab(runs[0]))
+    w = weights.teacher_weights(runs[0].history)
+    assert lab.slider.options == tuple(range(1, 31)) and lab.slider.value == 30 and lab.window.value == 11
+    view, lines = lab.matrix.children[0], lab.lines.children[0]
+    for e in (1, 17, 30, 2):
+        lab.slider.value = e
+        assert lab.matrix.children[0] is view and np.allclose(view.data[0].z, weights.weights_at(w, e)) and f"epoch {e}" in view.layout.title.text
+        assert lab.lines.children[0] is lines and lines.layout.shapes[0].x0 == e and lines.get_state()["_widget_layout"]["shapes"][0]["x0"] == e
+    s = weights.weight_summary(weights.weights_at(w, 2))
+    assert f"{s.own[3]:.0%}" in lab.sentence.value and f"{s.draws_on[4]:.1f} of 4" in lab.sentence.value
+    lab.play.value = 9                                # the play button
+    assert lab.slider.value == 10
+    lab.teacher.value = 3
+    assert "exit 3" in lab.lines.children[0].layout.title.text and lab.lines.children[0].layout.shapes[0].x0 == 10 and np.allclose(lab.lines.children[0].data[1].y, w.xs(3, level="teacher")[2], atol=1e-6)
+
+
+def test_gaps_are_smoothed_and_tabled(runs):
+    lab = fine(history_lab.WeightsLab(runs[0]))
+    gaps, shown = weights.gaps_by_epoch(runs[0].history), lambda: [t for t in lab.gaps.children[0].data if t.name]
+    assert np.allclose(shown()[1].y, savgol_filter(gaps[2], 11, 3), atol=1e-4) and len(lab.gaps.children[0].data) == 8
+    lab.raw.value, lab.degree.value, lab.window.value = False, 1, 29
+    assert np.allclose(shown()[3].y, savgol_filter(gaps[4], 29, 1), atol=1e-4) and len(lab.gaps.children[0].data) == 4
+    lab.window.value = 1
+    assert np.allclose(shown()[0].y, gaps[1], atol=1e-4) and f"{gaps[1].mean():.2f} ± {gaps[1].std():.2f}" in lab.table.value
+    lab.paper.value = True
+    assert "5.67 ± 1.57" in lab.table.value and "MATE&#x27;s paper" in lab.table.value
+    lab.window.value = 29
+    lab.picker.value = (runs[0], runs[3])
+    assert "dbt" in fine(lab, "dbt: fewer epochs than the window").line.value and len({t.name for t in shown()}) == 2
+
+
+def test_runs_without_weights_or_teachers_are_answered(runs):
+    lab = history_lab.WeightsLab()
+    for run in runs[3:5]:
+        lab.picker.value = (run,)
+        assert fine(lab).slider.disabled and lab.play.disabled and lab.teacher.disabled and "only MATE" in lab.sentence.value and lab.matrix.layout.display is None and lab.above.children[2].layout.display == "none"
+        lab.teacher.value = lab.teacher.options[-1][1]; lab.slider.value = lab.slider.options[0]
+        fine(lab)
+    lab.picker.value = ()
+    fine(lab, "no run is chosen")
+    lab.picker.value = (runs[2],)                     # one epoch, two exits
+    assert fine(lab).slider.disabled and lab.window.disabled and len(lab.matrix.children[0].data[0].z) == 2
+    assert runs[5] not in [r for _, r in lab.picker.options] and runs[6] in [r for _, r in lab.picker.options]
+    lab.picker.value = (runs[6],)
+    assert fine(lab).slider.options == (1, 2, 3, 4, 5)
+    assert "no learning gaps" in history_lab.WeightsLab(runs[5]).line.value
+
+
+def test_every_choice_of_runs_in_the_weights_lab(runs):
+    lab, n = history_lab.WeightsLab(), 0
+    options = [r for _, r in lab.picker.options]
+    for chosen in [*itertools.combinations(options, 2), tuple(options)]:
+        lab.picker.value = chosen
+        assert "⚠" not in lab.line.value
+        for control in (lab.of, lab.teacher, lab.degree, lab.window):
+            values = [o[1] if isinstance(o, tuple) else o for o in control.options]
+            for v in {values[0], values[-1]} if values else ():
+                control.value = v; n += 1
+                assert "⚠" not in lab.line.value
+        if lab.slider.options: lab.slider.value = lab.slider.options[0]
+        assert "⚠" not in lab.line.value
+    assert n > 80
+
+
+def test_runs_that_begin_and_go_on_are_found(runs, tmp_path):
+    for lab in (history_lab.WeightsLab(runs[6]), history_lab.CurvesLab([runs[6]])):
+        new = made(tmp_path, "mate", 2, seed=7 + len(lab.picker.options))
+        h = runs[6].history
+        pd.concat([h, h[h.epoch == h.epoch.max()].assign(epoch=h.epoch.max() + 1)]).to_csv(runs[6].path/"history.csv", index=False)
+        lab.again.click()
+        assert new in [r for _, r in fine(lab).picker.options] and lab.picker.value == (runs[6],)
+        n = h.epoch.max() + 1
+        assert lab.slider.options[-1] == n if hasattr(lab, "slider") else lab.made[1].epoch.max() == n
+
+
+# ---------------------------------------------------------------- curves
+def test_the_curves_lab_shows_what_the_functions_give(runs):
+    lab = fine(history_lab.CurvesLab(runs[:2]))
+    t = compare.by_epoch({"a": [r.history for r in runs[:2]]})
+    assert np.allclose(lab.made[1]["mean"], t["mean"]) and np.allclose(lab.frame.children[0].data[0].y, t[t.exit == 1]["mean"], atol=1e-4)
+    lab.seeds.value = False
+    assert sorted(set(lab.made[1].name)) == ["mate (alpha=3.0), epochs=12", "mate (alpha=3.0), epochs=30"]
+    lab.metric.value = "gap"
+    assert np.allclose(lab.made[1][lab.made[1].name == lab.made[1].name.iloc[0]]["mean"], compare.by_epoch({"a": [runs[0].history]}, "gap")["mean"])
+    lab.layout_.value = "a panel per run"
+    assert len(lab.frame.children[0].data) == 8
+    lab.split.value = "train"
+    assert fine(lab, "was not logged").made is None and not lab.frame.children
+    lab.metric.value = "top1"
+    assert set(fine(lab).made[1]["mean"]) == {50.}
+    lab.view.value, lab.last.value = "stability", 5
+    own = compare.stability({"a": [runs[0].history]}, 5)
+    assert np.allclose(lab.made[1].wobble[:4], own.wobble) and lab.metric.layout.display == "none" and lab.last.layout.display == ""
+
+
+def test_each_view_for_the_methods_that_have_it(runs):
+    lab = history_lab.CurvesLab(runs)
+    def view(name, chosen, says=""):
+        lab.picker.value, lab.view.value = (), name
+        lab.picker.value = tuple(chosen)
+        return fine(lab, says).made
+    assert np.allclose(view("temperature and confidence", [runs[0], runs[3]])[1].iloc[:, 0], 1.05**np.arange(1, 10)) and len(lab.frame.children[0].data) == 2      # τ and its limit; an example keeps no outputs
+    view("temperature and confidence", runs[:2], "only DBT")
+    assert list(view("γ, learned loss weights", [runs[4]])[1].columns.get_level_values(1)) == [1, 2, 3, 4]
+    lab.student.value = 3
+    assert list(lab.made[1].columns.get_level_values(1)) == [3, 4]
+    view("γ, learned loss weights", runs[:2], "none of these runs logged γ")
+    got = view("against a hyperparameter", [runs[0], runs[2]])
+    assert lab.swept.value in ("alpha", "epochs")
+    lab.swept.value = "alpha"
+    assert sorted(set(lab.made[1].x)) == [1., 3.] and got
+    view("against a hyperparameter", [runs[0]], "no number differs")
+    view("beside the papers", [runs[0]], "choose another under")
+    lab.instead.value = ("cifar100", "vgg16")
+    assert fine(lab).made[1].published[0] == 70.79 and "as if they were cifar100" in lab.frame.children[0].layout.title.text
+    view("beside the papers", [runs[6]], "an unfinished run")
+    view("stability", [runs[2]], "at least two epochs")
+    lab.view.value, lab.picker.value = "stability", tuple(runs[:2])
+    lab.which.value = "seeds_std"
+    lab.seeds.value = False
+    fine(lab, "several seeds")
+
+
+def test_no_control_of_the_curves_lab_leads_into_a_traceback(runs):
+    lab, n = history_lab.CurvesLab(runs), 0
+    for chosen in [*((r,) for r in runs), tuple(runs), (runs[0], runs[5]), ()]:
+        lab.picker.value = chosen
+        for name, controls in history_lab.VIEWS.items():
+            lab.view.value = name
+            for c in controls:
+                w = getattr(lab, c)
+                values = [True, False] if isinstance(w, ipywidgets.Checkbox) else [2, 1000] if isinstance(w, ipywidgets.BoundedIntText) else [o[1] if isinstance(o, tuple) else o for o in w.options]
+                for v in (values if len(values) < 6 else values[:2] + values[-1:]):
+                    w.value = v; n += 1
+                    assert not re.search(r"\w(Error|Exception|Iteration):", lab.line.value), (name, c, v, lab.line.value)
+                    assert ("⚠" in lab.line.value) == (lab.made is None), (name, c, v)
+    assert n > 200
+
+
+def test_figures_and_tables_are_kept(runs, tmp_path):
+    for lab in (history_lab.WeightsLab(runs[0]), history_lab.CurvesLab(runs[:2])):
+        boxes = [*lab.children, *(lab.above.children if hasattr(lab, "above") else [])]
+        for row in [c for c in boxes if isinstance(c, ipywidgets.HBox) and getattr(c.children[0], "value", "") == "save"]:
+            for i in (3, 4): row.children[i].click(); assert "written" in row.children[-1].value
+    assert {f.name.split("-2")[0] + f.suffix for f in (tmp_path/"exports").iterdir()} == {f"{n}.{k}" for n in ("teacher-weights", "learning-gaps", "curves") for k in ("html", "csv")}
+    lab.picker.value = ()
+    row = next(c for c in lab.children if isinstance(c, ipywidgets.HBox) and getattr(c.children[0], "value", "") == "save")
+    row.children[3].click()
+    assert "no figure to keep" in row.children[-1].value
+
+
+# ---------------------------------------------------------------- 300 epochs × 8 exits × 10 runs
+def test_ten_long_runs_stay_fluid_and_send_little(tmp_path, monkeypatch):
+    monkeypatch.setenv("MULTIEXIT_RUNS", str(tmp_path))
+    first = made(tmp_path, "mate", 300, M=8)
+    for s in range(1, 10):
+        r = report.example_run(tmp_path, "mate", s, [70.]*8, epochs=300)
+        (r.path/"history.csv").write_bytes((first.path/"history.csv").read_bytes())
+    sizes = []
+    monkeypatch.setattr(ipywidgets.Widget, "_send", lambda self, msg, buffers=None: sizes.append(len(json.dumps(msg, default=str)) + sum(memoryview(b).nbytes for b in buffers or [])))
+    def timed(w, v):
+        sizes.clear()
+        start = time.perf_counter()
+        w.value = v
+        return time.perf_counter() - start
+    lab = fine(history_lab.WeightsLab(first))
+    took = [timed(lab.slider, e) for e in (1, 50, 100, 200, 250)]
+    assert statistics.median(took) < 0.5 and 0 < sum(sizes) < 40_000, (took, sum(sizes))       # 0.05 s on an idle machine
+    timed(lab.picker, tuple(r for _, r in lab.picker.options))
+    took = [timed(lab.window, w) for w in (5, 21, 51)]
+    assert statistics.median(took) < 3 and sum(sizes) < 700_000, (took, sum(sizes))
+    curves = fine(history_lab.CurvesLab([Run(p) for p in sorted(tmp_path.iterdir()) if p.is_dir()]))
+    took = [timed(curves.seeds, s) for s in (False, True)] + [timed(curves.seeds, False)]
+    assert len(curves.frame.children[0].data) == 80 and statistics.median(took) < 4 and sum(sizes) < 900_000, (took, sum(sizes))
