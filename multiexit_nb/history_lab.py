@@ -16,7 +16,7 @@ from fastcore.basics import patch
 
 from .analysis import compare, report, weights
 from .core import InputError
-from .figures import exit_colours, figure
+from .figures import exit_colours
 from .runs import Run, list_runs, published, published_for
 from .widgets import answered, demo_run, figure_view, message, redraw, run_picker, run_text, save_row
 
@@ -62,13 +62,14 @@ def named(runs, together: bool = False) -> dict[str, list[Run]]:
     return groups
 
 # %% ../nbs/62_history_lab.ipynb #show
-def show(box: W.Box, fig):
-    "Show a figure in a box: the one that is there is changed if it has the same panels and lines, so that it keeps its zoom; otherwise there is a new one."
-    form = ([t.type for t in fig.data], sorted(k for k in fig.layout.to_plotly_json() if "axis" in k), fig.layout.height, fig.layout.width)
-    if box.children and getattr(box, "form", None) == form: return redraw(box.children[0], fig)
-    old, box.children, box.form = box.children, (figure_view(fig),), form
-    for w in old: w.close()
-    return box.children[0]
+def show(box: W.Box, fig, key: str = ""):
+    "Show a figure in a box. One with the same panels changes the figure that is there; each other kind is made once (a new one sends all of plotly) and kept."
+    kind = (key, *sorted(k for k in fig.layout.to_plotly_json() if "axis" in k), fig.layout.xaxis.type, fig.layout.height, fig.layout.width)
+    if not hasattr(box, "views"): box.views = {}
+    if kind in box.views: redraw(box.views[kind], fig)
+    else: box.views[kind] = figure_view(fig)
+    if box.children != (box.views[kind],): box.children = (box.views[kind],)
+    return box.views[kind]
 
 def html_table(rows: list[list[str]], head: list[str]) -> str:
     "A small table as HTML, in the colours of the page."
@@ -78,6 +79,7 @@ def html_table(rows: list[list[str]], head: list[str]) -> str:
 
 def words(text: str) -> W.HTML: return W.HTML(f'<div style="max-width:1000px;line-height:1.5">{text}</div>')
 
+# %% ../nbs/62_history_lab.ipynb #lab
 class _Lab(W.VBox):
     "What both labs share: histories, a line for answers, callbacks that cannot raise."
     _filling = False
@@ -92,6 +94,21 @@ class _Lab(W.VBox):
             if self._filling: return
             with answered(self.line): call()
         widget.on_click(changed) if isinstance(widget, W.Button) else widget.observe(changed, "value")
+
+    def listed(self): return begun_runs()
+
+    def shown(self, box: W.Box):
+        "The figure in a box; one line if there is none."
+        if not box.children: raise InputError("there is no figure to keep")
+        return box.children[0]
+
+    def look(self):
+        "Read the folder again: runs that have begun or gone on since."
+        chosen, runs, self._filling = self.picker.value, self.listed(), True
+        self.picker.options = [(run_text(r), r) for r in runs]
+        self.picker.value = tuple(r for r in chosen if r in runs)
+        self._filling = False
+        self.take()
 
     def fill(self, widget, options, value=None):
         "Give a list new options, and keep what was chosen where that is still among them."
@@ -109,9 +126,14 @@ that jumps: hence the ± in the table, the standard deviation over the epochs (o
 
 class WeightsLab(_Lab):
     "MATE's teacher weights at any epoch, and the learning gaps of any methods."
+    weights = None
+    def listed(self): return [r for r in begun_runs() if len(self.histories.rows(r, "gap"))]
+    def take(self):
+        try: self.take_gaps()
+        finally: self.take_weights()      # also of runs without gaps
     def __init__(self, run: Run | None = None):
         super().__init__()
-        runs = [r for r in begun_runs() if len(self.histories.rows(r, "gap"))]
+        runs = self.listed()
         mate = run or next((r for r in runs if len(self.histories.rows(r, "weights"))), None)
         if mate is None:
             mate = demo_run(method="mate", epochs=8, images_per_class=60)
@@ -139,10 +161,10 @@ def _lay_out(self: WeightsLab):
     "Where things stand."
     flow = W.Layout(flex_flow="row wrap", align_items="center")
     self.above = W.VBox([W.HBox([self.of, self.teacher], layout=flow), W.HBox([self.play, self.slider], layout=flow), W.HBox([self.matrix, self.lines], layout=W.Layout(flex_flow="row wrap")),
-                         self.sentence, words(WORDS_WEIGHTS), save_row(lambda: self.matrix.children[0], lambda: self.weights, "teacher-weights")])
+                         self.sentence, words(WORDS_WEIGHTS), save_row(lambda: self.shown(self.matrix), lambda: self.weights, "teacher-weights")])
     self.children = [W.HBox([self.picker, self.again], layout=flow), self.line, W.HTML("<b>What each exit's teacher is made of</b>"), self.above,
                      W.HTML("<b>How far the teachers are ahead</b>"), W.HBox([self.window, self.degree, self.raw], layout=flow), self.gaps, self.table, self.paper, words(WORDS_GAPS),
-                     save_row(lambda: self.gaps.children[0], lambda: weights.gap_summary(self.tables), "learning-gaps")]
+                     save_row(lambda: self.shown(self.gaps), lambda: weights.gap_summary(self.tables), "learning-gaps")]
 
 @patch
 def _connect(self: WeightsLab):
@@ -152,20 +174,10 @@ def _connect(self: WeightsLab):
     for w in (self.window, self.degree, self.raw): self.on(w, self.draw_gaps)
     self.on(self.paper, self.tabulate)
 
+# %% ../nbs/62_history_lab.ipynb #take-gaps
 @patch
-def look(self: WeightsLab):
-    "Read the folder again: runs that have begun or gone on since."
-    chosen, runs = self.picker.value, [r for r in begun_runs() if len(self.histories.rows(r, "gap"))]
-    self._filling = True
-    self.picker.options = [(run_text(r), r) for r in runs]
-    self.picker.value = tuple(r for r in chosen if r in runs)
-    self._filling = False
-    self.take()
-
-# %% ../nbs/62_history_lab.ipynb #take
-@patch
-def take(self: WeightsLab):
-    "Take the chosen runs: their gaps, and the weights of those that have some."
+def take_gaps(self: WeightsLab):
+    "Take the chosen runs: their gaps, and which of them have weights."
     names = {n: rs[0] for n, rs in named(self.picker.value).items()}
     self.tables = {n: weights.gaps_by_epoch(self.histories.rows(r, "gap")) for n, r in names.items()}
     longest = max(map(len, self.tables.values()))
@@ -175,9 +187,8 @@ def take(self: WeightsLab):
     self.fill(self.window, widths, widths[-1][1] if longest < 11 else 11)
     if fresh and len(widths) > 1: self._filling = True; self.window.value = min(11, widths[-1][1]); self._filling = False
     self.degree.disabled = self.raw.disabled = len(widths) < 2
-    self.draw_gaps()
     self.fill(self.of, [(n, r) for n, r in names.items() if len(self.histories.rows(r, "weights"))])
-    self.take_weights()
+    self.draw_gaps()
 
 @patch
 def take_weights(self: WeightsLab):
@@ -215,7 +226,7 @@ def turn(self: WeightsLab):
     view.layout.shapes = [dict(type="line", x0=epoch, x1=epoch, y0=0, y1=1, yref="paper", line=dict(color="rgb(128,128,128)", width=1.5, dash="dot"))]
     view._trait_values["_widget_layout"] = {**view._layout_obj._props}
     dot = [f'<span style="color:{c}">●</span> ' for c in exit_colours(M)]
-    rows = [[f"{dot[int(m) - 1]}teacher of exit {m}", f"{r.own:.0%}", f"exit {r.most_from}", f"{r.draws_on:.1f} of {M}"] for m, r in s.iterrows()]
+    rows = [[f"{dot[int(m) - 1]}teacher of exit {m}", f"{r.own:.0%}", f"exit {int(r.most_from)}", f"{r.draws_on:.1f} of {M}"] for m, r in s.iterrows()]
     self.sentence.value = html_table(rows, ["", "own exit's share", "takes most from", "draws on (exits)"])
 
 @patch
@@ -225,10 +236,13 @@ def draw_teacher(self: WeightsLab):
     show(self.lines, weights.plot_teacher(self.weights, self.teacher.value, height=460))
     if self.matrix.children: self.turn()
 
+# %% ../nbs/62_history_lab.ipynb #draw-gaps
 @patch
 def draw_gaps(self: WeightsLab):
     "Gaps by epoch, smoothed, and their table."
-    if not any(len(t) for t in self.tables.values()): raise InputError("these runs have no teachers, and so no learning gaps: BYOT, DBT, DKS, EED, MATE and HDKD have")
+    if not any(len(t) for t in self.tables.values()):
+        self.gaps.children, self.table.value = (), ""
+        raise InputError("these runs have no teachers, and so no learning gaps: BYOT, DBT, DKS, EED, MATE and HDKD have")
     window, degree = self.window.value, self.degree.value
     fig = weights.plot_gaps({n: t for n, t in self.tables.items() if len(t)}, window, degree, self.raw.value and len(self.tables) <= 3)
     show(self.gaps, fig.update_layout(title_text="Learning gap: teacher − exit" + (f", smoothed over {window} epochs" if window > 1 else "")))
@@ -246,7 +260,7 @@ def tabulate(self: WeightsLab):
     exits = sorted({m for c in columns.values() for m in c})
     self.table.value = html_table([[f"exit {m}", *(c.get(m, "–") for c in columns.values())] for m in exits], ["mean ± std over epochs", *map(html.escape, columns)])
 
-# %% ../nbs/62_history_lab.ipynb #c17
+# %% ../nbs/62_history_lab.ipynb #c19
 VIEWS = {"accuracy by epoch": ("metric", "layout_", "split", "seeds"), "stability": ("which", "last", "seeds"), "temperature and confidence": ("seeds",), "γ, learned loss weights": ("student",),
          "against a hyperparameter": ("swept",), "beside the papers": ("instead", "seeds")}
 WORDS_VIEWS = {
@@ -292,17 +306,7 @@ class CurvesLab(_Lab):
                          save_row(self.figure, lambda: self.made[1], "curves")]
         with answered(self.line): self.take()
 
-# %% ../nbs/62_history_lab.ipynb #look
-@patch
-def look(self: CurvesLab):
-    "Read the folder again: runs that have begun or gone on since."
-    chosen, runs = self.picker.value, begun_runs()
-    self._filling = True
-    self.picker.options = [(run_text(r), r) for r in runs]
-    self.picker.value = tuple(r for r in chosen if r in runs)
-    self._filling = False
-    self.take()
-
+# %% ../nbs/62_history_lab.ipynb #figure
 @patch
 def figure(self: CurvesLab):
     "What is shown; one line if nothing is."
@@ -346,10 +350,9 @@ def draw(self: CurvesLab):
         groups = named(self.picker.value, self.seeds.value and "seeds" in VIEWS[view])
         fig, table = DRAW[view](self, groups)
         if not len(fig.data): raise InputError("these runs have nothing of the kind")
-        show(self.frame, fig); self.made = fig, table
+        show(self.frame, fig, view); self.made = fig, table
     except Exception:
-        for w in self.frame.children: w.close()
-        self.frame.children, self.frame.form, self.made = (), None, None
+        self.frame.children, self.made = (), None
         raise
 
 def _epochs(lab, groups):

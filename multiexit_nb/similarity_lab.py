@@ -117,7 +117,7 @@ def block_text(shown: dict) -> str:
 # %% ../nbs/61_similarity_lab.ipynb #c14
 MOST_IMAGES = 600
 WORDS_RDM = """<div style="max-width:1000px;line-height:1.5">Each point compares two images. <b>Dark</b>: at this place the network does the same for both, it takes them for alike. <b>Bright</b>: it tells them apart.
-The images stand in the order of their classes, so a <b>dark square on the diagonal</b> is a class whose images have become alike; a dark square <i>off</i> it, two classes that are mixed up.
+In the order <i>by class</i>, a <b>dark square on the diagonal</b> is a class whose images have become alike; a dark square <i>off</i> it, two classes that are mixed up.
 <i>Before</i>: the features that the exit's classifier sees. <i>After</i>: what it makes of them. The frame has the colour of the exit. Hover to read a number, drag to zoom.</div>"""
 WORDS_SIMILARITY = """<div style="max-width:1000px;line-height:1.5">Here each cell compares two whole matrices: <b>bright</b> cells are places whose matrices agree about which images are alike,
 1 is the same picture. Neighbouring exits usually agree; where the first exit differs much from the last, depth has changed what counts as alike.</div>"""
@@ -202,6 +202,7 @@ def _take(self: RdmLab):
     else: self._limit(); self.draw()
     if wrong: raise wrong
 
+# %% ../nbs/61_similarity_lab.ipynb #choose
 @patch
 def _choose(self: RdmLab, classes):
     "Choose classes, and as many images of each as make a good picture."
@@ -306,7 +307,7 @@ def table(self: RdmLab):
     if self.drawn is None: raise InputError("nothing has been drawn yet")
     return pd.concat(self.shown, names=["matrix"])
 
-# %% ../nbs/61_similarity_lab.ipynb #c23
+# %% ../nbs/61_similarity_lab.ipynb #c24
 MOST_CLASSES, PER_PAGE = 40, 12
 WORDS_CONFUSION = """<div style="max-width:640px;line-height:1.5">A row is what the images <b>are</b>, a column what the exit <b>answers</b>; the deeper the colour, the more images. On the diagonal it is right; every other cell is a mistake.
 <b>Click a cell</b> (or use the lists) to see its images.</div>"""
@@ -424,7 +425,7 @@ def _lists(self: ConfusionLab, counts):
 def _cell_text(self: ConfusionLab, cell: str) -> str:
     return cell.replace("the first", f"exit {self.exit.value}").replace("the second", f"exit {self.other.value}")
 
-# %% ../nbs/61_similarity_lab.ipynb #choose
+# %% ../nbs/61_similarity_lab.ipynb #choose-b
 @patch
 def _choose(self: ConfusionLab, row: int, col: int):
     "A cell of the confusion matrix was clicked, or chosen."

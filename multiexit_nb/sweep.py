@@ -61,7 +61,7 @@ def cells(grid: dict) -> list[Cell]:
     for values in itertools.product(*grid["grid"].values()):
         named, lines = {}, list(grid["runs"])
         while lines:
-            line = next((r for r in lines if not _teacher(grid, r) in {o.get("name") for o in lines}), None)
+            line = next((r for r in lines if _teacher(grid, r) not in {o.get("name") for o in lines}), None)
             if line is None: raise InputError("runs: teachers that wait for each other")
             lines.remove(line)
             own = {k: v for k, v in line.items() if k != "name"}
@@ -306,7 +306,7 @@ def run(self: Sweep, workers: int = 0,      # processes here; 0: as many as fit
                     if more is None: continue
                     seat = seats.pop(0) if seats else {}
                     self.running[cell.id] = submit(work, cell, str(self.desk.folder), seat_env(seat, cell), more), seat
-                if not self.running and not any(self.state(c) == "running" for c in self.cells): break
+                if not self.running and not {self.state(c) for c in self.cells} & {"running", "interrupted", "waiting"}: break
                 if self.running: cf.wait([f for f, _ in self.running.values()], timeout=every, return_when=cf.FIRST_COMPLETED)
                 else: time.sleep(every)          # another sweep is at the rest
                 for i, (future, seat) in list(self.running.items()):

@@ -62,6 +62,18 @@ def test_a_lab_opens_with_runs_made_on_the_spot(kind, monkeypatch):
 
 
 # ---------------------------------------------------------------- ensemble_weights
+def test_a_run_without_teachers_is_answered_and_the_lab_goes_on(runs):
+    lab = fine(history_lab.WeightsLab(runs[5]), "no learning gaps")
+    assert "only MATE" in lab.sentence.value and not lab.gaps.children and lab.slider.disabled
+    boxes = [*lab.children, *lab.above.children]
+    for row in [c for c in boxes if isinstance(c, ipywidgets.HBox) and getattr(c.children[0], "value", "") == "save"]:
+        for i in (3, 4): row.children[i].click(); assert "no figure to keep" in row.children[-1].value
+    lab.picker.value = (runs[0], runs[5])
+    assert fine(lab).gaps.children and lab.matrix.children and not lab.slider.disabled
+    lab.picker.value = (runs[5],)
+    assert not fine(lab, "no learning gaps").gaps.children and not lab.table.value
+
+
 def test_the_slider_moves_through_the_epochs(runs):
     lab = fine(history_lab.WeightsLab(runs[0]))
     w = weights.teacher_weights(runs[0].history)
@@ -114,7 +126,7 @@ def test_runs_without_weights_or_teachers_are_answered(runs):
 def test_every_choice_of_runs_in_the_weights_lab(runs):
     lab, n = history_lab.WeightsLab(), 0
     options = [r for _, r in lab.picker.options]
-    for chosen in [*itertools.combinations(options, 2), tuple(options)]:
+    for chosen in [*itertools.islice(itertools.combinations(options, 2), 0, None, 4), tuple(options)]:
         lab.picker.value = chosen
         assert "⚠" not in lab.line.value
         for control in (lab.of, lab.teacher, lab.degree, lab.window):
@@ -124,7 +136,7 @@ def test_every_choice_of_runs_in_the_weights_lab(runs):
                 assert "⚠" not in lab.line.value
         if lab.slider.options: lab.slider.value = lab.slider.options[0]
         assert "⚠" not in lab.line.value
-    assert n > 80
+    assert n > 20
 
 
 def test_runs_that_begin_and_go_on_are_found(runs, tmp_path):
@@ -141,9 +153,8 @@ def test_runs_that_begin_and_go_on_are_found(runs, tmp_path):
 # ---------------------------------------------------------------- curves
 def test_the_curves_lab_shows_what_the_functions_give(runs):
     lab = fine(history_lab.CurvesLab(runs[:2]))
-    t = compare.by_epoch({"a": [r.history for r in runs[:2]]})
-    assert np.allclose(lab.made[1]["mean"], t["mean"]) and np.allclose(lab.frame.children[0].data[0].y, t[t.exit == 1]["mean"], atol=1e-4)
-    lab.seeds.value = False
+    t = compare.by_epoch({"a": [runs[0].history], "b": [runs[1].history]})
+    assert np.allclose(lab.made[1]["mean"], t["mean"]) and np.allclose(lab.frame.children[0].data[0].y, t[(t.exit == 1) & (t.name == "a")]["mean"], atol=1e-4)
     assert sorted(set(lab.made[1].name)) == ["mate (alpha=3.0), epochs=12", "mate (alpha=3.0), epochs=30"]
     lab.metric.value = "gap"
     assert np.allclose(lab.made[1][lab.made[1].name == lab.made[1].name.iloc[0]]["mean"], compare.by_epoch({"a": [runs[0].history]}, "gap")["mean"])
@@ -153,6 +164,7 @@ def test_the_curves_lab_shows_what_the_functions_give(runs):
     assert fine(lab, "was not logged").made is None and not lab.frame.children
     lab.metric.value = "top1"
     assert set(fine(lab).made[1]["mean"]) == {50.}
+    lab.seeds.value = False
     lab.view.value, lab.last.value = "stability", 5
     own = compare.stability({"a": [runs[0].history]}, 5)
     assert np.allclose(lab.made[1].wobble[:4], own.wobble) and lab.metric.layout.display == "none" and lab.last.layout.display == ""
@@ -188,18 +200,18 @@ def test_each_view_for_the_methods_that_have_it(runs):
 
 def test_no_control_of_the_curves_lab_leads_into_a_traceback(runs):
     lab, n = history_lab.CurvesLab(runs), 0
-    for chosen in [*((r,) for r in runs), tuple(runs), (runs[0], runs[5]), ()]:
+    for chosen in [(runs[2],), (runs[3],), (runs[6],), tuple(runs), ()]:
         lab.picker.value = chosen
         for name, controls in history_lab.VIEWS.items():
             lab.view.value = name
             for c in controls:
                 w = getattr(lab, c)
                 values = [True, False] if isinstance(w, ipywidgets.Checkbox) else [2, 1000] if isinstance(w, ipywidgets.BoundedIntText) else [o[1] if isinstance(o, tuple) else o for o in w.options]
-                for v in (values if len(values) < 6 else values[:2] + values[-1:]):
+                for v in {values[0], values[len(values)//2], values[-1]}:
                     w.value = v; n += 1
                     assert not re.search(r"\w(Error|Exception|Iteration):", lab.line.value), (name, c, v, lab.line.value)
                     assert ("⚠" in lab.line.value) == (lab.made is None), (name, c, v)
-    assert n > 200
+    assert n > 90
 
 
 def test_figures_and_tables_are_kept(runs, tmp_path):

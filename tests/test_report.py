@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-import yaml
 from scipy import stats
 
 from multiexit_nb import batch, sweep
@@ -218,7 +217,7 @@ def test_budget_figures_from_outputs(tmp_path, monkeypatch):
     for paper, n in (("dbt", 5), ("dbt", 6), ("dbt", 7), ("hdkd", 2), ("eed", 4)): assert len(report.paper_figure(paper, n).data)
     rdms = report.before_and_after(e.run, 40)
     assert list(rdms) == ["features", "probabilities"]
-    d, rows = rdms["probabilities"], rdms["probabilities"].index.get_level_values("image").to_numpy()
+    d, rows = rdms["probabilities"], np.array(rdms["probabilities"].index.get_level_values("image"))
     assert len(rows) == 40 and test["labels"][rows].bincount().tolist() == [4]*10
     p = test["logits"][-1][rows].softmax(-1)
     assert d.values[3, 7] == pytest.approx(1 - stats.pearsonr(p[3], p[7])[0], abs=2e-3)      # stored as float16

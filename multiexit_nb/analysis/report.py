@@ -23,7 +23,7 @@ import numpy as np
 from . import compare, curves, rdm, weights
 from .curves import add_line, panels
 from ..core import InputError, MultiExitOutput, Registry, atomic_write, check_value, unknown
-from ..figures import GREY, MARKERS, exit_colours, figure, template
+from ..figures import GREY, exit_colours, figure
 from ..inference import Outputs, budget_table, budgeted_batch, combine_networks, exit_table
 from ..methods import create_method
 from ..models import create_model, exits_of
