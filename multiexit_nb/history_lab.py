@@ -66,8 +66,8 @@ def show(box: W.Box, fig, key: str = ""):
     "Show a figure in a box. One with the same panels changes the figure that is there; each other kind is made once (a new one sends all of plotly) and kept."
     kind = (key, *sorted(k for k in fig.layout.to_plotly_json() if "axis" in k), fig.layout.xaxis.type, fig.layout.height, fig.layout.width)
     if not hasattr(box, "views"): box.views = {}
-    if kind in box.views: redraw(box.views[kind], fig)
-    else: box.views[kind] = figure_view(fig)
+    if kind not in box.views: box.views[kind] = figure_view()
+    redraw(box.views[kind], fig)
     if box.children != (box.views[kind],): box.children = (box.views[kind],)
     return box.views[kind]
 

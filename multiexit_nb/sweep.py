@@ -306,7 +306,7 @@ def run(self: Sweep, workers: int = 0,      # processes here; 0: as many as fit
                     if more is None: continue
                     seat = seats.pop(0) if seats else {}
                     self.running[cell.id] = submit(work, cell, str(self.desk.folder), seat_env(seat, cell), more), seat
-                if not self.running and not {self.state(c) for c in self.cells} & {"running", "interrupted", "waiting"}: break
+                if not self.running and not any(self.state(c) == "running" for c in self.cells): break
                 if self.running: cf.wait([f for f, _ in self.running.values()], timeout=every, return_when=cf.FIRST_COMPLETED)
                 else: time.sleep(every)          # another sweep is at the rest
                 for i, (future, seat) in list(self.running.items()):

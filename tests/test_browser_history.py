@@ -23,7 +23,7 @@ def labs(tmp_path_factory):
     with serve(home/"labs", home, MULTIEXIT_ROOT=str(ROOT), MULTIEXIT_RUNS=str(runs), MULTIEXIT_DEVICE="cpu") as address: yield address
 
 
-def says(page, text): page.wait_for_function("t => document.body.innerText.includes(t)", arg=text, timeout=60_000)
+def says(page, text): page.wait_for_function("t => document.body.innerText.includes(t)", arg=text, timeout=120_000)     # the first waits for the kernel as well
 def until(page, js): page.wait_for_function(js, timeout=90_000)
 def listed(page, text): return page.locator(f".widget-dropdown:has(label:text-is('{text}')) select").first
 
