@@ -160,10 +160,11 @@ class WeightsLab(_Lab):
 def _lay_out(self: WeightsLab):
     "Where things stand."
     flow = W.Layout(flex_flow="row wrap", align_items="center")
-    self.above = W.VBox([W.HBox([self.of, self.teacher], layout=flow), W.HBox([self.play, self.slider], layout=flow), W.HBox([self.matrix, self.lines], layout=W.Layout(flex_flow="row wrap")),
+    self.by_epoch, self.by_window = W.HBox(layout=flow), W.HBox(layout=flow)     # filled where there is something to choose: a slider with one option cannot be drawn
+    self.above = W.VBox([W.HBox([self.of, self.teacher], layout=flow), self.by_epoch, W.HBox([self.matrix, self.lines], layout=W.Layout(flex_flow="row wrap")),
                          self.sentence, words(WORDS_WEIGHTS), save_row(lambda: self.shown(self.matrix), lambda: self.weights, "teacher-weights")])
     self.children = [W.HBox([self.picker, self.again], layout=flow), self.line, W.HTML("<b>What each exit's teacher is made of</b>"), self.above,
-                     W.HTML("<b>How far the teachers are ahead</b>"), W.HBox([self.window, self.degree, self.raw], layout=flow), self.gaps, self.table, self.paper, words(WORDS_GAPS),
+                     W.HTML("<b>How far the teachers are ahead</b>"), self.by_window, self.gaps, self.table, self.paper, words(WORDS_GAPS),
                      save_row(lambda: self.shown(self.gaps), lambda: weights.gap_summary(self.tables), "learning-gaps")]
 
 @patch
@@ -186,7 +187,7 @@ def take_gaps(self: WeightsLab):
     self.names = names
     self.fill(self.window, widths, widths[-1][1] if longest < 11 else 11)
     if fresh and len(widths) > 1: self._filling = True; self.window.value = min(11, widths[-1][1]); self._filling = False
-    self.degree.disabled = self.raw.disabled = len(widths) < 2
+    self.by_window.children = [self.window, self.degree, self.raw] if len(widths) > 1 else [W.HTML("<i>too few epochs to smooth: five are needed</i>")]
     self.fill(self.of, [(n, r) for n, r in names.items() if len(self.histories.rows(r, "weights"))])
     self.draw_gaps()
 
@@ -194,9 +195,10 @@ def take_gaps(self: WeightsLab):
 def take_weights(self: WeightsLab):
     "The weights of one run at all epochs; without any, the controls are grey."
     run = self.of.value
-    for w in (self.slider, self.play, self.teacher): w.disabled = run is None
+    self.teacher.disabled = run is None
     self.above.children[2].layout.display = self.above.children[5].layout.display = "none" if run is None else ""
     if run is None:
+        self.by_epoch.children = []
         self.weights, self.sentence.value = None, "<i>None of the chosen runs has teacher weights: only MATE learns them.</i>"
         return
     self.weights = weights.teacher_weights(self.histories.rows(run, "weights"))
@@ -208,7 +210,7 @@ def take_weights(self: WeightsLab):
     self.play.max = len(epochs) - 1
     self.slider.value = before if before in epochs else epochs[-1]
     self._filling = False
-    self.slider.disabled = self.play.disabled = len(epochs) < 2
+    self.by_epoch.children = [self.play, self.slider] if len(epochs) > 1 else [W.HTML(f"<i>epoch {epochs[0]} is the only one</i>")]
     M = len(self.weights.columns)
     self.fill(self.teacher, [(f"exit {m}", m) for m in range(1, M + 1)], 1)
     self.draw_teacher(); self.turn()

@@ -160,6 +160,7 @@ def work(cell: Cell, folder: str,       # of the runs, as the worker sees it
         return "interrupted"
     finally: lock.release()
 
+# %% ../nbs/43_sweep.ipynb #sweep-away
 def _sweep_away(folder: Path):
     "Remove a folder that was being made when its process was killed."
     if folder.is_dir(): shutil.rmtree(folder)
@@ -306,9 +307,9 @@ def run(self: Sweep, workers: int = 0,      # processes here; 0: as many as fit
                     if more is None: continue
                     seat = seats.pop(0) if seats else {}
                     self.running[cell.id] = submit(work, cell, str(self.desk.folder), seat_env(seat, cell), more), seat
-                if not self.running and not any(self.state(c) == "running" for c in self.cells): break
+                if not self.running and not {self.state(c) for c in self.cells} & {"running", "interrupted", "waiting"}: break
                 if self.running: cf.wait([f for f, _ in self.running.values()], timeout=every, return_when=cf.FIRST_COMPLETED)
-                else: time.sleep(every)          # another sweep is at the rest
+                else: time.sleep(every)          # another sweep is at the rest, or looks at it
                 for i, (future, seat) in list(self.running.items()):
                     if not future.done(): continue
                     del self.running[i]
@@ -406,6 +407,7 @@ def live(stream=None):
         stream.flush()
     return show
 
+# %% ../nbs/43_sweep.ipynb #arguments
 def arguments(argv: list[str] | None):
     "The command line."
     import argparse
@@ -435,5 +437,5 @@ def main(argv: list[str] | None = None) -> int:
     sys.stdout.write(sweep.note + "\n" + "".join(f"  {sweep.state(c)} {c.id}  {sweep.error(c)}\n" for c in failed))
     return 1 if failed else 0
 
-# %% ../nbs/43_sweep.ipynb #c34
+# %% ../nbs/43_sweep.ipynb #c36
 if __name__ == "__main__" and globals().get("__package__"): sys.exit(main())   # as a program, not as a notebook

@@ -64,12 +64,12 @@ def test_a_lab_opens_with_runs_made_on_the_spot(kind, monkeypatch):
 # ---------------------------------------------------------------- ensemble_weights
 def test_a_run_without_teachers_is_answered_and_the_lab_goes_on(runs):
     lab = fine(history_lab.WeightsLab(runs[5]), "no learning gaps")
-    assert "only MATE" in lab.sentence.value and not lab.gaps.children and lab.slider.disabled
+    assert "only MATE" in lab.sentence.value and not lab.gaps.children and not lab.by_epoch.children
     boxes = [*lab.children, *lab.above.children]
-    for row in [c for c in boxes if isinstance(c, ipywidgets.HBox) and getattr(c.children[0], "value", "") == "save"]:
+    for row in [c for c in boxes if isinstance(c, ipywidgets.HBox) and c.children and c.children and getattr(c.children[0], "value", "") == "save"]:
         for i in (3, 4): row.children[i].click(); assert "no figure to keep" in row.children[-1].value
     lab.picker.value = (runs[0], runs[5])
-    assert fine(lab).gaps.children and lab.matrix.children and not lab.slider.disabled
+    assert fine(lab).gaps.children and lab.matrix.children and lab.slider in lab.by_epoch.children
     lab.picker.value = (runs[5],)
     assert not fine(lab, "no learning gaps").gaps.children and not lab.table.value
 
@@ -110,13 +110,15 @@ def test_runs_without_weights_or_teachers_are_answered(runs):
     lab = history_lab.WeightsLab()
     for run in runs[3:5]:
         lab.picker.value = (run,)
-        assert fine(lab).slider.disabled and lab.play.disabled and lab.teacher.disabled and "only MATE" in lab.sentence.value and lab.matrix.layout.display is None and lab.above.children[2].layout.display == "none"
+        assert not fine(lab).by_epoch.children and lab.teacher.disabled and "only MATE" in lab.sentence.value and lab.matrix.layout.display is None and lab.above.children[2].layout.display == "none"
         lab.teacher.value = lab.teacher.options[-1][1]; lab.slider.value = lab.slider.options[0]
         fine(lab)
     lab.picker.value = ()
     fine(lab, "no run is chosen")
     lab.picker.value = (runs[2],)                     # one epoch, two exits
-    assert fine(lab).slider.disabled and lab.window.disabled and len(lab.matrix.children[0].data[0].z) == 2
+    for row, slider in ((fine(lab).by_epoch, lab.slider), (lab.by_window, lab.window)):
+        assert row.children and slider not in row.children, "a slider with one option cannot be drawn: the page would stay blank"
+    assert len(lab.matrix.children[0].data[0].z) == 2
     assert runs[5] not in [r for _, r in lab.picker.options] and runs[6] in [r for _, r in lab.picker.options]
     lab.picker.value = (runs[6],)
     assert fine(lab).slider.options == (1, 2, 3, 4, 5)
@@ -217,11 +219,11 @@ def test_no_control_of_the_curves_lab_leads_into_a_traceback(runs):
 def test_figures_and_tables_are_kept(runs, tmp_path):
     for lab in (history_lab.WeightsLab(runs[0]), history_lab.CurvesLab(runs[:2])):
         boxes = [*lab.children, *(lab.above.children if hasattr(lab, "above") else [])]
-        for row in [c for c in boxes if isinstance(c, ipywidgets.HBox) and getattr(c.children[0], "value", "") == "save"]:
+        for row in [c for c in boxes if isinstance(c, ipywidgets.HBox) and c.children and c.children and getattr(c.children[0], "value", "") == "save"]:
             for i in (3, 4): row.children[i].click(); assert "written" in row.children[-1].value
     assert {f.name.split("-2")[0] + f.suffix for f in (tmp_path/"exports").iterdir()} == {f"{n}.{k}" for n in ("teacher-weights", "learning-gaps", "curves") for k in ("html", "csv")}
     lab.picker.value = ()
-    row = next(c for c in lab.children if isinstance(c, ipywidgets.HBox) and getattr(c.children[0], "value", "") == "save")
+    row = next(c for c in lab.children if isinstance(c, ipywidgets.HBox) and c.children and c.children and getattr(c.children[0], "value", "") == "save")
     row.children[3].click()
     assert "no figure to keep" in row.children[-1].value
 

@@ -265,7 +265,7 @@ def test_entry_point_and_requirements():
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
             found |= {n.split(".")[0]: f for n in names if n.split(".")[0] not in sys.stdlib_module_names | {"multiexit_nb"}}
     missing = {m: f for m, f in found.items() if dist.get(m, m).lower() not in needed}
-    optional = {"fvcore", "huggingface_hub", "onnxruntime"}   # of the dev extra: imported where they are used, with a line that says how to install them
+    optional = {"dask_jobqueue", "distributed", "fvcore", "huggingface_hub", "onnxruntime"}   # of the dev extra: imported where they are used, with a line that says how to install them
     assert found and not {m: f for m, f in missing.items() if m not in optional}, "imported but not declared"
 
 

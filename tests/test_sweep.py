@@ -187,6 +187,19 @@ def test_two_sweeps_over_one_folder_share_the_work(stand_in):
     assert sorted(row[1] for row in log(stand_in)) == sorted(c.id for c in cells(read_grid(g))), "every cell once"
 
 
+def test_a_glance_of_another_sweep_does_not_end_this_one(tmp_path, monkeypatch):
+    "Who looks at a cell holds its lock for a moment: it seems to be worked on, and is waiting the next time."
+    def work(cell, folder, env, more):
+        (Path(folder)/cell.id).mkdir()
+        (Path(folder)/cell.id/"result.json").write_text("{}")
+        return "finished"
+    monkeypatch.setattr(sweep, "work", work)
+    s = Sweep(grid(("mate",), (0,)), tmp_path)
+    real, glances = s.state, iter(["running"])
+    s.state = lambda c: next(glances, None) or real(c)
+    assert s.run(1, every=0.01).counts() == {"finished": 1}
+
+
 @pytest.mark.slow
 def test_interrupted_by_hand(stand_in):
     p = program(_file(stand_in, grid(("mate",), (0,), epochs=50, lr=0.3)), "--workers", 1)
