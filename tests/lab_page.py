@@ -15,6 +15,14 @@ FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "-
          "--disable-component-update", "--disable-sync"]
 
 
+def until(condition, seconds=90):
+    "Wait for something that another thread or process brings about."
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.02)
+
+
 @contextlib.contextmanager
 def serve(folder, home, **env):
     "JupyterLab over a folder, with a home of its own: its address (the token is t)."

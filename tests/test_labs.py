@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from lab_page import CHROMIUM, notebook, serve
+from lab_page import CHROMIUM, notebook, serve, until
 
 from multiexit_nb import widgets
 from multiexit_nb.core import InputError
@@ -14,13 +14,6 @@ from multiexit_nb.runs import Run
 
 QUICK = dict(dataset="digits", model="tiny", exits="sepconv", method="mate", epochs=3, batch_size=128, lr=0.05, precision="fp32", channels_last="false",
              images_per_class=60)
-
-
-def until(condition, seconds=30):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.02)
 
 
 @pytest.fixture(scope="module")

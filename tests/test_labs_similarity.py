@@ -8,6 +8,7 @@ import ipywidgets
 import numpy as np
 import pytest
 import torch
+from lab_page import until
 
 from multiexit_nb import similarity_lab, widgets
 from multiexit_nb.analysis import agreement, rdm
@@ -15,13 +16,6 @@ from multiexit_nb.core import MultiExitOutput
 from multiexit_nb.figures import exit_colours
 
 QUICK = dict(dataset="digits", model="tiny", exits="sepconv", method="mate", epochs=1, batch_size=128, lr=0.05, precision="fp32", channels_last="false", images_per_class=40)
-
-
-def until(condition, seconds=60):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.02)
 
 
 @pytest.fixture(scope="module")

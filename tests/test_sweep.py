@@ -11,6 +11,7 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
+from lab_page import until
 
 from multiexit_nb import batch, sweep
 from multiexit_nb.core import InputError
@@ -55,13 +56,6 @@ def grid(methods=("branchynet", "mate"), seeds=(0, 1), **base):
 
 
 def log(folder): return [line.split() for line in (folder/"log").read_text().splitlines()]
-
-
-def until(condition, seconds=90):
-    for _ in range(seconds*20):
-        if condition(): return
-        time.sleep(0.05)
-    raise AssertionError("it did not come")
 
 
 def program(*args, **kw):
