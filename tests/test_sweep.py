@@ -196,7 +196,8 @@ def test_a_glance_of_another_sweep_does_not_end_this_one(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_interrupted_by_hand(stand_in):
-    p = program(_file(stand_in, grid(("mate",), (0,), epochs=50, lr=0.3)), "--workers", 1)
+    heard = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)     # it is ignored by what a shell starts in the background, such as these tests
+    p = program(_file(stand_in, grid(("mate",), (0,), epochs=50, lr=0.3)), "--workers", 1, preexec_fn=heard)
     until(lambda: list(stand_in.glob("*/history.csv")))
     p.send_signal(signal.SIGINT)
     _, err = p.communicate(timeout=30)
