@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['read_parameters', 'Experiment', 'recipe_of', 'writable', 'network', 'teacher_run', 'objective', 'prepare', 'load',
-           'start', 'run_experiment', 'parameters_of', 'arguments', 'main', 'launch']
+           'start', 'run_experiment', 'parameters_of', 'yaml_value', 'arguments', 'main', 'launch']
 
 # %% ../nbs/42_batch.ipynb #c02
 import ast, dataclasses, json, os
@@ -185,9 +185,17 @@ def parameters_of(notebook: Path) -> list[tuple[str, str, object]]:
     except OSError: raise InputError(f"no notebook at {notebook}: its parameters are needed; work in a checkout of the project") from None
     return _assignments("".join(next(c for c in cells if "parameters" in c["metadata"].get("tags", []))["source"]))
 
+def yaml_value(text: str, name: str = ""):   # with a name: a parameter's value; without: a map of parameters
+    "What a piece of YAML on a command line says; one line if it cannot be read."
+    import yaml
+    try: value = yaml.safe_load(text)
+    except yaml.YAMLError as e: raise InputError(f"{name or '-y'}: {text!r} is not YAML: {' '.join(str(e).split())[:100]}") from None
+    if not name: check_value("-y", text, isinstance(value, dict), "a map of parameters, as {epochs: 3}")
+    return value
+
 def arguments(argv: list[str]) -> tuple[dict, set]:
     "train.ipynb's parameters from a command line of `-p name value` and `-y yaml`, and which were given."
-    import argparse, yaml
+    import argparse
     declared = parameters_of(project_root()/"nbs"/"train.ipynb")
     parser = argparse.ArgumentParser(prog="multiexit_nb.trainer", description="One run of train.ipynb without the notebook.",
                                      formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -195,8 +203,8 @@ def arguments(argv: list[str]) -> tuple[dict, set]:
     parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help="a parameter")
     parser.add_argument("-y", action="append", default=[], metavar="YAML", help="parameters as YAML")
     given = parser.parse_args(argv)
-    injected = {n: yaml.safe_load(v) for n, v in given.p}
-    for text in given.y: injected |= yaml.safe_load(text)
+    injected = {n: yaml_value(v, n) for n, v in given.p}
+    for text in given.y: injected |= yaml_value(text)
     sources = ["\n".join(f"{n}: {t} = {d!r}" for n, t, d in declared),
                "# Parameters\n" + "\n".join(f"{n} = {v!r}" for n, v in injected.items())]
     return read_parameters(sources)

@@ -18,7 +18,7 @@ from .analysis import compare, report, weights
 from .core import InputError
 from .figures import exit_colours
 from .runs import Run, list_runs, published, published_for
-from .widgets import answered, demo_run, figure_view, message, redraw, run_picker, run_text, save_row
+from .widgets import answered, demo_run, figure_view, message, redraw, remember, run_picker, run_text, save_row
 
 # %% ../nbs/62_history_lab.ipynb #begun-runs
 def begun_runs() -> list[Run]:
@@ -51,7 +51,7 @@ def named(runs, together: bool = False) -> dict[str, list[Run]]:
     "Runs by name; with `together`, runs that differ in their seeds only share one."
     if not runs: raise InputError("no run is chosen: click on some (several with Shift or Ctrl)")
     if len(runs) > MOST_RUNS: raise InputError(f"{len(runs)} runs are too many to tell apart: choose at most {MOST_RUNS}")
-    names, p = report.arm_names([r.parameters for r in runs]), [r.parameters for r in runs]
+    names, p = report.arm_names([report.settings_of(r) for r in runs]), [r.parameters for r in runs]
     subjects = [" · ".join(report.subject_of(r)) for r in runs]
     if len(set(subjects)) > 1: names = [f"{n}, {s}" for n, s in zip(names, subjects, strict=True)]
     if not together:
@@ -226,7 +226,7 @@ def turn(self: WeightsLab):
     show(self.matrix, weights.plot_weights(self.weights, [epoch], 460).update_layout(width=540, title_text=f"Teacher weights, epoch {epoch}", margin_t=45))
     view = self.lines.children[0]
     view.layout.shapes = [dict(type="line", x0=epoch, x1=epoch, y0=0, y1=1, yref="paper", line=dict(color="rgb(128,128,128)", width=1.5, dash="dot"))]
-    view._trait_values["_widget_layout"] = {**view._layout_obj._props}
+    remember(view)
     dot = [f'<span style="color:{c}">●</span> ' for c in exit_colours(M)]
     rows = [[f"{dot[int(m) - 1]}teacher of exit {m}", f"{r.own:.0%}", f"exit {int(r.most_from)}", f"{r.draws_on:.1f} of {M}"] for m, r in s.iterrows()]
     self.sentence.value = html_table(rows, ["", "own exit's share", "takes most from", "draws on (exits)"])

@@ -423,10 +423,9 @@ def arguments(argv: list[str] | None):
 
 def main(argv: list[str] | None = None) -> int:
     "The program: 0 if all is finished, 1 if not or for wrong input (one line), 130 if interrupted."
-    import yaml
     a, show = arguments(argv), live()
     try:
-        sweep = Sweep(read_grid(a.grid, **{n: yaml.safe_load(v) for n, v in a.p}), a.runs, a.retry)
+        sweep = Sweep(read_grid(a.grid, **{n: batch.yaml_value(v, n) for n, v in a.p}), a.runs, a.retry)
         if a.list: sys.stdout.write(f"{sweep.note}\n{plain_table(sweep.table())}\n"); return 0
         sweep.run(a.workers, a.cluster, show)
     except (InputError, OneLine) as e:

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MOVABLE', 'CRITERIA', 'message', 'answered', 'demo_run', 'finished_runs', 'run_text', 'run_picker', 'figure_view',
-           'redraw', 'save_row', 'export_file', 'control', 'Controls', 'controls', 'Cancelled', 'Job', 'place_of',
-           'read_moved', 'move', 'Stopped', 'Meter', 'Session', 'take_over', 'device_text', 'plot_sessions',
+           'redraw', 'remember', 'save_row', 'export_file', 'control', 'Controls', 'controls', 'Cancelled', 'Job',
+           'place_of', 'read_moved', 'move', 'Stopped', 'Meter', 'Session', 'take_over', 'device_text', 'plot_sessions',
            'plot_inner', 'inner_names', 'TrainSetup', 'unfinished_runs', 'TrainLab', 'plot_empty', 'Leaving',
            'kinds_of_images', 'Pictures', 'plot_shares', 'plot_tradeoff', 'plot_image', 'ExitsLab']
 
@@ -98,7 +98,11 @@ def redraw(view, fig):
         new.pop("template", None)      # it has it already
         for k in ("annotations", "shapes", "images"): new.setdefault(k, ())
         view.update_layout(new)
-    view._trait_values |= dict(_widget_data=deepcopy(view._data), _widget_layout=deepcopy(view._layout_obj._props))   # what a reloaded page or voila asks for
+    return remember(view)
+
+def remember(view):
+    "Let the state be the figure as it is now: what a reloaded page, or voila, asks for."
+    view._trait_values |= dict(_widget_data=deepcopy(view._data), _widget_layout=deepcopy(view._layout_obj._props))
     return view
 
 # %% ../nbs/60_widgets.ipynb #save-row

@@ -251,3 +251,10 @@ def test_ten_long_runs_stay_fluid_and_send_little(tmp_path, monkeypatch):
     curves = fine(history_lab.CurvesLab([Run(p) for p in sorted(tmp_path.iterdir()) if p.is_dir()]))
     took = [timed(curves.seeds, s) for s in (False, True)] + [timed(curves.seeds, False)]
     assert len(curves.frame.children[0].data) == 80 and statistics.median(took) < 4 and sum(sizes) < 900_000, (took, sum(sizes))
+
+
+def test_students_of_several_teachers_are_one_line(tmp_path):
+    "Every seed has a teacher of its own; that does not make another arm."
+    teachers = [report.example_run(tmp_path, "baseline", seed, [70.], model="resnet20") for seed in (0, 1)]
+    students = [report.example_run(tmp_path, "kd", seed, [60.], model="resnet8", method_args=dict(teacher=t.id)) for seed, t in enumerate(teachers)]
+    assert {n: len(rs) for n, rs in history_lab.named(students, together=True).items()} == {"kd (teacher=resnet20)": 2}

@@ -100,6 +100,7 @@ def test_torchrun_makes_one_run(tmp_path):
 @pytest.mark.parametrize("argv, line", [
     (["-p", "methd", "mate"], "unknown parameter 'methd'. Did you mean 'method'"),
     (["-p", "lr", "-0.1"], "lr=-0.1: expected a number > 0"),
+    (["-y", "3"], "-y='3': expected a map of parameters"), (["-y", "{epochs: "], "is not YAML"), (["-p", "epochs", "["], "epochs: '[' is not YAML"),
     (["-y", "{epochs: 1.5}"], "epochs=1.5: expected a value of type int")])
 def test_wrong_arguments_are_one_line(argv, line, capsys):
     assert batch.main(argv) == 1

@@ -105,7 +105,9 @@ def test_wrong_grids_are_one_line_before_anything_starts(wrong, says, tmp_path, 
         assert err.startswith("InputError: ") and err.count("\n") == 1
 
 
-def test_not_yaml(tmp_path):
+def test_not_yaml(tmp_path, capsys):
+    (tmp_path/"g.yaml").write_text("{}")
+    assert sweep.main([str(tmp_path/"g.yaml"), "-p", "epochs", "["]) == 1 and capsys.readouterr().err.startswith("InputError: epochs: '[' is not YAML")
     for text, says in (("a: [", "is not YAML"), ("just words", "expected a map")):
         (tmp_path/"g.yaml").write_text(text)
         with pytest.raises(InputError, match=says): read_grid(tmp_path/"g.yaml")
