@@ -22,7 +22,7 @@ from .core import InputError, Registry, check_value
 from .data import Splits
 from .metrics import anytime_probs, topk_correct
 from .models import MultiExitNet
-from .trainer import evaluate
+from .evaluate import evaluate
 
 # %% ../nbs/50_inference.ipynb #outputs
 @dataclass(frozen=True)

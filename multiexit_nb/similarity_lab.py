@@ -16,7 +16,7 @@ import ipywidgets as W
 import numpy as np
 from fastcore.basics import patch
 
-from . import batch
+from . import experiment
 from .analysis import agreement, rdm
 from .core import InputError
 from .figures import exit_colours, figure
@@ -48,7 +48,7 @@ class Tested:
 
     @classmethod
     def load(cls, run: Run) -> "Tested":
-        return cls(run, batch.load(batch.prepare(dict(resume=run.id), {"resume"})), len(run.result["test"]["top1"]))
+        return cls(run, experiment.load(experiment.prepare(dict(resume=run.id), {"resume"})), len(run.result["test"]["top1"]))
 
     @property
     def labels(self) -> np.ndarray: return self.data.test.labels.numpy()

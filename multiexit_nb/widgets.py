@@ -19,7 +19,7 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor
 
-from . import batch, inference
+from . import experiment, inference
 from .analysis import curves, leaving
 from .core import InputError, pick_device, settings, unknown
 from .data import list_datasets
@@ -27,7 +27,7 @@ from .figures import GREY, exit_colours, figure
 from .methods import _check_hyper, _discover, _preset, _signature, list_methods
 from .models import list_exits, list_models
 from .runs import Run, list_runs, tidy
-from .trainer import load_checkpoint, train
+from .training import load_checkpoint, train
 
 # %% ../nbs/60_widgets.ipynb #message
 def message() -> W.HTML:
@@ -50,9 +50,9 @@ def demo_run(**changes) -> Run:
     "The newest finished run; where there is none, one made on the spot (digits, tiny, MATE), with a progress bar."
     runs = finished_runs()
     if runs and not changes: return runs[0]
-    e = batch.prepare({**_DEMO, **changes}, set(_DEMO) | set(changes))
-    data = batch.load(e)
-    net, method = batch.start(e, data)
+    e = experiment.prepare({**_DEMO, **changes}, set(_DEMO) | set(changes))
+    data = experiment.load(e)
+    net, method = experiment.start(e, data)
     training = train(net, method, data, e.recipe, device=e.device, checkpoint=e.run.checkpoint)
     for _ in training: e.run.log(training)
     e.run.finish(training)
@@ -269,9 +269,9 @@ class Session:
     def __init__(self, parameters: dict,   # as those of the notebook `train`; or {"resume": id}
                  tell=lambda session: None,  # called after every change, from the thread
                  fork: Run | None = None):   # go on from this run's checkpoint
-        e = batch.prepare(parameters, set(parameters))
-        self.data = batch.load(e)
-        net, method = batch.start(e, self.data)
+        e = experiment.prepare(parameters, set(parameters))
+        self.data = experiment.load(e)
+        net, method = experiment.start(e, self.data)
         self.run, self.device, self.tell, self.error, self.state = e.run, e.device, tell, "", "ready"
         self.training = train(net, method, self.data, e.recipe, device=e.device, checkpoint=e.run.checkpoint, resume="auto", bar=False)
         self.training.progress, self._changes, self.images, self.held = Meter(self), queue.SimpleQueue(), 0, 0.
@@ -834,8 +834,8 @@ ExitsLab._filling = False
 @patch
 def _load(self: ExitsLab, run: Run):
     "Take a run's stored outputs and its test images; nothing is computed by the network."
-    e = batch.prepare(dict(resume=run.id), {"resume"})
-    data = batch.load(e)
+    e = experiment.prepare(dict(resume=run.id), {"resume"})
+    data = experiment.load(e)
     try: val = run.outputs("val")
     except InputError: val = None
     self.leaving = Leaving(run.outputs("test"), run.model().cost(earlier_heads=True), val, self.criterion.value)

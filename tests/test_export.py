@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from multiexit_nb import batch, export
+from multiexit_nb import experiment, export
 from multiexit_nb.core import InputError
 from multiexit_nb.export import (
     FinishedNet,
@@ -342,9 +342,9 @@ def test_damaged_networks_are_one_line(tmp_path):
 def test_from_a_run_to_files(tmp_path):
     parameters = dict(dataset="digits", images_per_class=14, model="tiny", exits="sepconv", model_args=dict(at=[2]), method="mate", epochs=1,
                       batch_size=64, precision="fp32", channels_last="false")
-    e = batch.prepare(parameters, set(parameters))
-    data = batch.load(e)
-    net, method = batch.start(e, data)
+    e = experiment.prepare(parameters, set(parameters))
+    data = experiment.load(e)
+    net, method = experiment.start(e, data)
     t = train(net, method, data, e.recipe, device=e.device, checkpoint=e.run.checkpoint, resume="auto", bar=False)
     for _ in t: e.run.log(t)
     e.run.finish(t)

@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from multiexit_nb import batch, processes
+from multiexit_nb import experiment, processes, trainer
 from multiexit_nb.core import InputError
 from multiexit_nb.methods import list_methods
 from multiexit_nb.runs import Run
@@ -20,7 +20,8 @@ from multiexit_nb.core import seed_everything
 from multiexit_nb.data import load_dataset
 from multiexit_nb.methods import create_method
 from multiexit_nb.models import create_model
-from multiexit_nb.trainer import Recipe, join, train
+from multiexit_nb.trainer import Recipe, train
+from multiexit_nb.training import join
 out, names = sys.argv[1], sys.argv[2:]
 data, found = load_dataset("digits", images_per_class=30), {}
 rank = join(torch.device("cpu")) and (torch.distributed.get_rank() if torch.distributed.is_initialized() else 0)
@@ -82,7 +83,7 @@ def test_two_processes_train_as_one(tmp_path):
 
 @pytest.mark.slow
 def test_every_method_by_two_processes(tmp_path):
-    needs = {n: batch.create_method(n, num_exits=4, num_classes=10, feature_dims=(8,)*4, num_train=100).needs for n in list_methods()}
+    needs = {n: experiment.create_method(n, num_exits=4, num_classes=10, feature_dims=(8,)*4, num_train=100).needs for n in list_methods()}
     same_as_one(tmp_path, [n for n in needs if not needs[n] & {"teacher", "images", "maps"}])
 
 
@@ -103,19 +104,19 @@ def test_torchrun_makes_one_run(tmp_path):
     (["-y", "3"], "-y='3': expected a map of parameters"), (["-y", "{epochs: "], "is not YAML"), (["-p", "epochs", "["], "epochs: '[' is not YAML"),
     (["-y", "{epochs: 1.5}"], "epochs=1.5: expected a value of type int")])
 def test_wrong_arguments_are_one_line(argv, line, capsys):
-    assert batch.main(argv) == 1
+    assert trainer.main(argv) == 1
     assert line in capsys.readouterr().err
 
 
 def test_batch_size_must_be_shared_out(monkeypatch):
-    monkeypatch.setattr("multiexit_nb.trainer.rank_and_size", lambda: (0, 3))
-    with pytest.raises(InputError, match="batch_size=128: expected a multiple of the 3 processes"): batch.run_experiment(
-        {n: d for n, _, d in batch.parameters_of(batch.project_root()/"nbs"/"train.ipynb")} | {"run_id": "never"})
+    monkeypatch.setattr("multiexit_nb.training.rank_and_size", lambda: (0, 3))
+    with pytest.raises(InputError, match="batch_size=128: expected a multiple of the 3 processes"): experiment.run_experiment(
+        {n: d for n, _, d in experiment.parameters_of(trainer.project_root()/"nbs"/"train.ipynb")} | {"run_id": "never"})
 
 
 def test_notebook_parameters_are_the_programs():
-    values, explicit = batch.arguments(["-p", "epochs", "3"])
-    declared = json.loads((batch.project_root()/"nbs"/"train.ipynb").read_text())["cells"]
+    values, explicit = trainer.arguments(["-p", "epochs", "3"])
+    declared = json.loads((trainer.project_root()/"nbs"/"train.ipynb").read_text())["cells"]
     assert explicit == {"epochs"} and values["epochs"] == 3 and f'method: str = "{values["method"]}"' in "".join(
         "".join(c["source"]) for c in declared if "parameters" in c["metadata"].get("tags", []))
 
@@ -130,9 +131,9 @@ def test_synchronised_norm_takes_inputs_of_any_rank():
 @pytest.mark.slow
 def test_notebook_launcher_makes_one_run(tmp_path):
     "From a notebook's kernel: two processes, one run."
-    script = ("from multiexit_nb import batch\n"
-              "p, explicit = batch.arguments(['-p', 'epochs', '1', '-p', 'images_per_class', '20', '-p', 'batch_size', '64', '-p', 'run_id', 'r'])\n"
-              "batch.launch(p, 2, explicit)\n")
+    script = ("from multiexit_nb import experiment, trainer\n"
+              "p, explicit = trainer.arguments(['-p', 'epochs', '1', '-p', 'images_per_class', '20', '-p', 'batch_size', '64', '-p', 'run_id', 'r'])\n"
+              "experiment.launch(p, 2, explicit)\n")
     done = subprocess.run([sys.executable, "-c", script], env=ENV | {"MULTIEXIT_RUNS": str(tmp_path)}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     assert Run.load(tmp_path/"r").finished

@@ -11,7 +11,7 @@ from rsatoolbox.rdm import calc_rdm
 from scipy import stats
 from scipy.spatial.distance import pdist, squareform
 
-from multiexit_nb import batch
+from multiexit_nb import experiment
 from multiexit_nb.analysis import rdm
 from multiexit_nb.core import InputError, MultiExitOutput
 from multiexit_nb.trainer import train
@@ -138,9 +138,9 @@ def run(tmp_path_factory):
         m.setenv("MULTIEXIT_RUNS", str(tmp_path_factory.mktemp("runs")))
         m.setenv("MULTIEXIT_DEVICE", "cpu")
         p = dict(dataset="digits", images_per_class=14, model="tiny", exits="sepconv", method="mate", epochs=1, batch_size=64, precision="fp32", channels_last="false")
-        e = batch.prepare(p, set(p))
-        data = batch.load(e)
-        t = train(*batch.start(e, data), data, e.recipe, device=e.device, bar=False)
+        e = experiment.prepare(p, set(p))
+        data = experiment.load(e)
+        t = train(*experiment.start(e, data), data, e.recipe, device=e.device, bar=False)
         for _ in t: e.run.log(t)
         e.run.finish(t)
         yield e.run, data

@@ -13,7 +13,7 @@ import pytest
 import torch
 from scipy import stats
 
-from multiexit_nb import batch, sweep
+from multiexit_nb import experiment, sweep
 from multiexit_nb.analysis import report
 from multiexit_nb.core import InputError
 from multiexit_nb.methods import list_methods
@@ -201,9 +201,9 @@ def test_budget_figures_from_outputs(tmp_path, monkeypatch):
     from multiexit_nb.trainer import train
     p = dict(dataset="digits", images_per_class=14, model="tiny", exits="sepconv", method="dbt", epochs=1, batch_size=64, precision="fp32",
              channels_last="false")
-    e = batch.prepare(p, set(p))
-    data = batch.load(e)
-    net, method = batch.start(e, data)
+    e = experiment.prepare(p, set(p))
+    data = experiment.load(e)
+    net, method = experiment.start(e, data)
     t = train(net, method, data, e.recipe, device=e.device, bar=False)
     for _ in t: e.run.log(t)
     e.run.finish(t)
@@ -261,18 +261,18 @@ def declared():
     "The parameters of train.ipynb."
     found = json.loads((ROOT/"nbs/train.ipynb").read_text())["cells"]
     source = next("".join(c["source"]) for c in found if "parameters" in c["metadata"].get("tags", []))
-    return batch.read_parameters([source])[0]
+    return experiment.read_parameters([source])[0]
 
 
 @pytest.fixture
 def cached_networks(monkeypatch):
     "A network is built once for all cells that share it."
-    build, kept = batch.network, {}
+    build, kept = experiment.network, {}
     def network(p, num_classes, size):
         key = json.dumps([p["model"], p["exits"], p.get("model_args"), num_classes, size])
         if key not in kept: kept[key] = build(p, num_classes, size)
         return kept[key]
-    monkeypatch.setattr(batch, "network", network)
+    monkeypatch.setattr(experiment, "network", network)
 
 
 def test_every_grid_is_one_that_trains(cached_networks):
@@ -290,8 +290,8 @@ def test_every_grid_is_one_that_trains(cached_networks):
             alone = json.dumps({**cell, "method_args": {k: v for k, v in cell.get("method_args", {}).items() if k != "teacher"}}, sort_keys=True)
             if alone in seen: continue
             seen.add(alone)
-            for name, value in cell.items(): batch._typed(name, value, type(defaults[name]).__name__)
-            e = batch.prepare({**defaults, **cell}, set(cell), coming=c.after)
+            for name, value in cell.items(): experiment._typed(name, value, type(defaults[name]).__name__)
+            e = experiment.prepare({**defaults, **cell}, set(cell), coming=c.after)
             assert e.parameters["method"] == cell["method"]
             if file.parent.name == "quick": assert e.parameters["epochs"] <= 30 and len(found) <= 40, file.name
 

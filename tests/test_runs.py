@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from multiexit_nb import batch, runs
+from multiexit_nb import experiment, runs
 from multiexit_nb.core import InputError
 from multiexit_nb.data import load_dataset
 from multiexit_nb.methods import describe_method, list_methods
@@ -20,9 +20,9 @@ TINY = dict(dataset="digits", images_per_class=14, model="tiny", exits="sepconv"
 
 
 def finished(**kw):
-    e = batch.prepare({**TINY, **kw}, set(TINY) | set(kw))
-    data = batch.load(e)
-    net, method = batch.start(e, data)
+    e = experiment.prepare({**TINY, **kw}, set(TINY) | set(kw))
+    data = experiment.load(e)
+    net, method = experiment.start(e, data)
     t = train(net, method, data, e.recipe, device=e.device, checkpoint=e.run.checkpoint, resume="auto", bar=False)
     for _ in t: e.run.log(t)
     e.run.finish(t)
@@ -54,9 +54,9 @@ def test_a_run_answers_without_training():
 def test_a_finished_run_is_not_scored_again():
     run, _, _ = finished()
     before = (run.path/"result.json").read_bytes()
-    e = batch.prepare({**TINY, "resume": run.id}, {"resume"})
-    data = batch.load(e)
-    net, method = batch.start(e, data)
+    e = experiment.prepare({**TINY, "resume": run.id}, {"resume"})
+    data = experiment.load(e)
+    net, method = experiment.start(e, data)
     t = train(net, method, data, e.recipe, device=e.device, checkpoint=e.run.checkpoint, resume="auto", bar=False)
     assert list(t) == [] and e.run.finish(t)["test"] == run.result["test"]
     assert (run.path/"result.json").read_bytes() == before
@@ -82,7 +82,7 @@ def test_runs_that_cannot_be(tmp_path, monkeypatch):
     (tmp_path/"file").write_text("")
     monkeypatch.setenv("MULTIEXIT_RUNS", str(tmp_path/"file"/"runs"))
     with pytest.raises(InputError, match="cannot write"): Run.create({})
-    with pytest.raises(InputError, match="cannot write into"): batch.prepare(TINY, set(TINY))
+    with pytest.raises(InputError, match="cannot write into"): experiment.prepare(TINY, set(TINY))
 
 
 def test_large_outputs_keep_the_ten_best(monkeypatch):
@@ -115,7 +115,7 @@ CELL = "dataset: str = 'digits'  # which\nlr: float = 0.1  # rate\nepochs: int =
 
 
 def test_parameters_cell_and_what_papermill_adds():
-    read = batch.read_parameters
+    read = experiment.read_parameters
     assert read(["1 + 1", CELL]) == (dict(dataset="digits", lr=0.1, epochs=3, method_args={}, nesterov=False), set())
     values, explicit = read(["1 + 1", CELL, '# Parameters\nlr = 1\ndataset = "cifar10"\nmethod_args = {"alpha": 1.5}\n', "x = 3"])
     assert values["lr"] == 1. and values["method_args"] == {"alpha": 1.5} and explicit == {"lr", "dataset", "method_args"}
@@ -138,10 +138,10 @@ WRONG = [(dict(method="mat"), "Did you mean 'mate'"), (dict(model="resnet19"), "
 
 @pytest.mark.parametrize("wrong, says", WRONG, ids=[str(w) for w, _ in WRONG])
 def test_wrong_input_is_one_line_before_any_data(wrong, says, monkeypatch):
-    monkeypatch.setattr("multiexit_nb.batch.load_dataset", lambda *a, **k: pytest.fail("data were loaded"))
-    with pytest.raises(InputError, match=says) as e: batch.prepare({**TINY, **wrong}, set(TINY) | set(wrong))
+    monkeypatch.setattr("multiexit_nb.experiment.load_dataset", lambda *a, **k: pytest.fail("data were loaded"))
+    with pytest.raises(InputError, match=says) as e: experiment.prepare({**TINY, **wrong}, set(TINY) | set(wrong))
     assert "\n" not in str(e.value)
-    assert not Path(batch.settings()["runs"]).exists()      # nothing left that looks like a run
+    assert not Path(experiment.settings()["runs"]).exists()      # nothing left that looks like a run
 
 
 @pytest.fixture(scope="module")
@@ -158,29 +158,29 @@ def test_every_method_passes_the_check_and_starts(method, teacher):
     p = {**TINY, "method": method, "exits": "sepconv", "images_per_class": 20}
     if "teacher" in describe_method(method).index:
         p["exits"] = "none"
-        with pytest.raises(InputError, match=f"{method} needs a teacher"): batch.prepare(p, set(p))
-        shutil.copytree(teacher, Path(batch.settings()["runs"])/teacher.name)
+        with pytest.raises(InputError, match=f"{method} needs a teacher"): experiment.prepare(p, set(p))
+        shutil.copytree(teacher, Path(experiment.settings()["runs"])/teacher.name)
         p["method_args"] = {"teacher": teacher.name}
-    e = batch.prepare(p, set(p))
-    data = batch.load(e)
-    t = train(*batch.start(e, data), data, e.recipe, device=e.device, bar=False)
+    e = experiment.prepare(p, set(p))
+    data = experiment.load(e)
+    t = train(*experiment.start(e, data), data, e.recipe, device=e.device, bar=False)
     losses = next(t)["train"]["loss"]
     assert t.method.name == method and losses and all(math.isfinite(v) for v in losses.values())
 
 
 def test_a_named_recipe_fills_in_what_is_left(monkeypatch):
     p = {k: v for k, v in TINY.items() if k not in ("epochs", "batch_size")} | dict(epochs=30, batch_size=128, milestones=[0.5, 0.75])
-    assert batch.recipe_of({**p, "recipe": "dih"}, set()).epochs == 200
-    r = batch.recipe_of({**p, "recipe": "dih"}, {"epochs"})
+    assert experiment.recipe_of({**p, "recipe": "dih"}, set()).epochs == 200
+    r = experiment.recipe_of({**p, "recipe": "dih"}, {"epochs"})
     assert (r.epochs, r.batch_size, r.nesterov) == (30, 64, True)
-    assert batch.recipe_of({**p, "method": "dbt", "preset": "paper"}, set()) == Recipe.preset("dbt-cifar", precision="fp32", channels_last=False)
+    assert experiment.recipe_of({**p, "method": "dbt", "preset": "paper"}, set()) == Recipe.preset("dbt-cifar", precision="fp32", channels_last=False)
 
 
 def test_resume_takes_the_runs_own_parameters():
     run, _, _ = finished(run_id="first")
-    e = batch.prepare({**TINY, "method": "mate", "resume": "first"}, {"resume"})
+    e = experiment.prepare({**TINY, "method": "mate", "resume": "first"}, {"resume"})
     assert e.recipe.epochs == 2 and e.run.path == run.path
-    with pytest.raises(InputError, match="started with lr=0.1, not 0.2: leave lr out"): batch.prepare({**TINY, "lr": 0.2, "resume": "first"}, {"resume", "lr"})
+    with pytest.raises(InputError, match="started with lr=0.1, not 0.2: leave lr out"): experiment.prepare({**TINY, "lr": 0.2, "resume": "first"}, {"resume", "lr"})
 
 
 # ---- trackers ----
@@ -194,11 +194,11 @@ def told(run):
 
 def test_tensorboard_shows_the_history_also_after_a_resume(monkeypatch):
     pytest.importorskip("tensorboard")
-    e = batch.prepare({**TINY, "epochs": 3, "tracker": "tensorboard"}, set(TINY))
-    data = batch.load(e)
-    t = train(*batch.start(e, data), data, e.recipe, device=e.device, checkpoint=e.run.checkpoint, bar=False)
+    e = experiment.prepare({**TINY, "epochs": 3, "tracker": "tensorboard"}, set(TINY))
+    data = experiment.load(e)
+    t = train(*experiment.start(e, data), data, e.recipe, device=e.device, checkpoint=e.run.checkpoint, bar=False)
     next(t), e.run.log(t), next(t)           # the second epoch was never told: killed before that
-    run = batch.run_experiment({"resume": e.run.id}, {"resume"}, bar=False)
+    run = experiment.run_experiment({"resume": e.run.id}, {"resume"}, bar=False)
     shown, h = told(run), run.history
     for split, exit, metric in (("val", 2, "top1"), ("train", 4, "top1"), ("val", 3, "weights/1")):
         rows = h[(h.split == split) & (h.exit == exit) & (h.metric == metric)]
@@ -222,14 +222,14 @@ def test_any_tracker_of_accelerate_and_one_that_fails(monkeypatch):
 
     monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, "mine", Mine)
     p = {**TINY, "milestones": [0.5], "tracker": "mine"}
-    batch.run_experiment({**p, "tracker_args": {"colour": "blue"}}, set(p), bar=False)
+    experiment.run_experiment({**p, "tracker_args": {"colour": "blue"}}, set(p), bar=False)
     assert seen[:2] == [("start", "multiexit_nb", "blue"), ("config", "mate", "[0.5]")] and seen[-1] == "finish" and [s[0] for s in seen[2:-1]] == [1, 2, 2]
     seen.clear()
     with pytest.warns(UserWarning, match="the tracker mine failed and is left alone: ConnectionError: no network"):
-        run = batch.run_experiment({**p, "tracker_args": {"colour": "fail"}}, set(p), bar=False)
+        run = experiment.run_experiment({**p, "tracker_args": {"colour": "fail"}}, set(p), bar=False)
     assert run.finished and len(seen) == 3 and set(run.history.epoch) == {1, 2}
     for wrong, says in (("tensorbord", "unknown tracker 'tensorbord'. Did you mean 'tensorboard'"), ("dvclive", "pip install dvclive")):
-        with pytest.raises(InputError, match=says): batch.prepare({**TINY, "tracker": wrong}, set(TINY))
+        with pytest.raises(InputError, match=says): experiment.prepare({**TINY, "tracker": wrong}, set(TINY))
 
 
 def test_image_folder_run(tmp_path):
@@ -246,10 +246,10 @@ def test_image_folder_run(tmp_path):
 
 def test_no_unlabelled_images_if_their_share_is_none(tmp_path, monkeypatch):
     "dbt on CIFAR(X) without the rest: the supervised objective, not eq. 6."
-    from multiexit_nb import batch
+    from multiexit_nb import experiment
     monkeypatch.setenv("MULTIEXIT_RUNS", str(tmp_path))
     for ratio, needs in ((0., set()), (1., {"unlabelled"})):
         p = dict(dataset="digits", images_per_class=20, model="tiny", exits="sepconv", method="dbt", unlabelled_ratio=ratio)
-        e = batch.prepare(p, set(p))
-        _, method = batch.start(e, batch.load(e))
+        e = experiment.prepare(p, set(p))
+        _, method = experiment.start(e, experiment.load(e))
         assert method.needs == needs and bool(method.task.num_unlabelled) == bool(needs)

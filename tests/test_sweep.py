@@ -13,7 +13,7 @@ import pytest
 import yaml
 from lab_page import until
 
-from multiexit_nb import batch, sweep
+from multiexit_nb import experiment, sweep
 from multiexit_nb.core import InputError
 from multiexit_nb.runs import Run
 from multiexit_nb.sweep import Cell, Desk, Sweep, cells, checked, read_grid
@@ -314,7 +314,7 @@ def test_a_sweep_trains(tmp_path):
 @pytest.mark.slow
 def test_killed_and_gone_on_gives_the_same_weights(tmp_path):
     g = dict(base=REAL["base"] | dict(epochs=6), runs=[dict(method="mate")])
-    straight = batch.run_experiment({n: v for n, _, v in batch.parameters_of(ROOT/"nbs"/"train.ipynb")} | g["base"] | dict(method="mate"), set(g["base"]), bar=False)
+    straight = experiment.run_experiment({n: v for n, _, v in experiment.parameters_of(ROOT/"nbs"/"train.ipynb")} | g["base"] | dict(method="mate"), set(g["base"]), bar=False)
     p = program(_file(tmp_path/"runs", g), "--workers", 1)
     cell = cells(read_grid(g))[0]
     until(lambda: (tmp_path/"runs"/cell.id/"history.csv").exists())

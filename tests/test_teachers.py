@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from multiexit_nb import batch, trainer
+from multiexit_nb import experiment, speed, training
 from multiexit_nb.core import InputError, MultiExitOutput, seed_everything
 from multiexit_nb.data import load_dataset
 from multiexit_nb.methods import _discover, create_method, preset_recipe
@@ -69,11 +69,11 @@ def test_resume_is_bit_identical_at_every_epoch(name, data, tmp_path):
 def _until_killed(name, path, step):   # in a process of its own
     "Train, or go on, and die in the middle of a step of this process."
     torch.set_num_threads(1)
-    steps, look = [], trainer.Watch.step
+    steps, look = [], training.Watch.step
     def watch(self, *args):
         look(self, *args); steps.append(1)
         if len(steps) == step: os.kill(os.getpid(), signal.SIGKILL)
-    trainer.Watch.step = watch
+    training.Watch.step = watch
     data = load_dataset("digits", images_per_class=12)
     list(run(*make(name, data, seed=10)[:2], data, checkpoint=path, resume="auto"))
 
@@ -86,11 +86,11 @@ def test_kill_9_in_every_phase(name, data, tmp_path):
     records, n, phases = list(t), t.steps_per_epoch, [p.name for p in method.phases()]
     assert [r["phase"] for r in records] == [phases[0]]*2 + [phases[1]]*2 and n > 3
     context = multiprocessing.get_context("forkserver")     # torch is imported once for both
-    context.set_forkserver_preload(["multiexit_nb.batch", "multiexit_nb.methods.dih"])
+    context.set_forkserver_preload(["multiexit_nb.experiment", "multiexit_nb.methods.dih"])
     for step, done in ((n + 3, 1), (n + n + 3, 3)):     # the second process starts with what the first has saved
         p = context.Process(target=_until_killed, args=(name, tmp_path/"c.pt", step))
         p.start(); p.join(120)
-        assert p.exitcode == -signal.SIGKILL and trainer.load_checkpoint(tmp_path/"c.pt")["epoch"] == done
+        assert p.exitcode == -signal.SIGKILL and training.load_checkpoint(tmp_path/"c.pt")["epoch"] == done
     other, m, _ = make(name, data, seed=5)
     again = run(other, m, data, checkpoint=tmp_path/"c.pt", resume=True)
     list(again)
@@ -133,9 +133,9 @@ def test_runs_teach_by_name(data, tmp_path, monkeypatch):
     monkeypatch.setenv("MULTIEXIT_RUNS", str(tmp_path))
     base = dict(dataset="digits", images_per_class=12, model="tiny", exits="none", epochs=1, batch_size=16, **PLAIN)
     def go(method, finish=True, **kw):
-        e = batch.prepare({**base, "method": method, **kw}, set(base))
-        loaded = batch.load(e)
-        t = train(*batch.start(e, loaded), loaded, e.recipe, device="cpu", bar=False, checkpoint=e.run.checkpoint)
+        e = experiment.prepare({**base, "method": method, **kw}, set(base))
+        loaded = experiment.load(e)
+        t = train(*experiment.start(e, loaded), loaded, e.recipe, device="cpu", bar=False, checkpoint=e.run.checkpoint)
         list(t)
         if finish: e.run.save(t)
         return e.run
@@ -146,7 +146,7 @@ def test_runs_teach_by_name(data, tmp_path, monkeypatch):
     for wrong, line in ((dict(method_args={"teacher": "bik"}), "Did you mean 'big'"), (dict(method_args={"teacher": open_run.id}), "not finished"),
                         ({}, "needs a teacher"), (dict(method_args={"teacher": "big"}, image_size=16), "image_size=32, not 16"),
                         (dict(method_args={"teacher": "big"}, dataset="cifar10"), "learned digits, not cifar10")):
-        with pytest.raises(InputError, match=line): batch.prepare({**base, "method": "kd", **wrong}, set(base))
+        with pytest.raises(InputError, match=line): experiment.prepare({**base, "method": "kd", **wrong}, set(base))
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +154,7 @@ def big(tmp_path_factory):
     "A finished run with one exit."
     with pytest.MonkeyPatch.context() as m:
         m.setenv("MULTIEXIT_RUNS", str(tmp_path_factory.mktemp("teachers")))
-        yield batch.run_experiment(BASE | dict(method="baseline"), set(BASE), bar=False)
+        yield experiment.run_experiment(BASE | dict(method="baseline"), set(BASE), bar=False)
 
 
 BASE = dict(dataset="digits", images_per_class=20, model="tiny", exits="none", epochs=1, batch_size=32, **PLAIN)
@@ -162,16 +162,16 @@ RUNS = dict(imta=dict(stage2_epochs=1), kd={}, dih=dict(heads_epochs=1), dih_onl
             takd=dict(assistants=["tiny"], assistant_epochs=1), dml={}, hdkd=dict(meta_every=3), mate=dict(alpha="auto", meta_every=3))
 
 
-def experiment(name, big, **kw):
+def parameters(name, big, **kw):
     args = RUNS.get(name, {}) | ({"teacher": str(big.path)} if name in CASES else {})
     return BASE | dict(method=name, method_args=args, exits="none" if name in CASES else "sepconv") | kw
 
 
 @pytest.mark.parametrize("name", but({"imta", "dih", "fitnets", "takd"}, RUNS))
 def test_a_finished_run_rebuilds_the_network_that_was_tested(name, big):
-    p = experiment(name, big)
-    run = Run.load(batch.run_experiment(p, set(p), bar=False).id)
-    kept, data = run.outputs(), batch.load(batch.prepare(p, set(p)))
+    p = parameters(name, big)
+    run = Run.load(experiment.run_experiment(p, set(p), bar=False).id)
+    kept, data = run.outputs(), experiment.load(experiment.prepare(p, set(p)))
     x, y = next(data.test.batches(len(data.test)))
     with torch.no_grad(): z = run.model()(x).logits
     torch.testing.assert_close(z, kept["logits"], atol=.02, rtol=2e-3)     # float16
@@ -187,13 +187,13 @@ PRESETS = [pytest.param(*pair, marks=() if pair in FAST else pytest.mark.slow) f
 @pytest.mark.parametrize("name,preset", PRESETS)
 def test_every_preset_starts_with_its_schedule(name, preset, big, data):
     "By name, as a batch run starts it; one epoch of each phase, in small batches."
-    p = experiment(name, big, preset=preset, images_per_class=20)
+    p = parameters(name, big, preset=preset, images_per_class=20)
     p["method_args"] = {k: v for k, v in p["method_args"].items() if k != "alpha"}
-    e = batch.prepare(p, {"epochs", "batch_size", "precision", "channels_last"})
+    e = experiment.prepare(p, {"epochs", "batch_size", "precision", "channels_last"})
     want = Recipe.preset(preset_recipe(name, preset), **PLAIN, epochs=1, batch_size=32)
     assert e.recipe == want and (want != Recipe(epochs=1, batch_size=32, **PLAIN)) == (name != "mate")   # whose own is its length
-    splits = batch.load(e)
-    t = train(*batch.start(e, splits), splits, e.recipe, device="cpu", bar=False)
+    splits = experiment.load(e)
+    t = train(*experiment.start(e, splits), splits, e.recipe, device="cpu", bar=False)
     assert all(math.isfinite(v) for v in next(t)["train"]["loss"].values()) and t.method.preset == preset
     assert t.optimizer.param_groups[0]["weight_decay"] == want.weight_decay and t.optimizer.param_groups[0]["nesterov"] == want.nesterov
 
@@ -247,7 +247,7 @@ def test_loss_weights_are_learned_in_float32_though_the_training_is_not(name):
 # ---------------------------------------------------------------- several processes
 def _shares(out):   # in each of two processes, or in one
     "Train by every method with a teacher or phases; what each process ends with."
-    rank = trainer.join(torch.device("cpu")) and (torch.distributed.get_rank() if torch.distributed.is_initialized() else 0)
+    rank = training.join(torch.device("cpu")) and (torch.distributed.get_rank() if torch.distributed.is_initialized() else 0)
     data, found = load_dataset("digits", images_per_class=20), {}
     for name in (*CASES, "imta"):
         net, method, _ = make(name, data)
@@ -375,9 +375,9 @@ def test_auto_weighs_the_phases_by_their_length(epochs, best, data, monkeypatch)
         assert learner is not net and learner is not method.heads     # a copy, whatever a phase does to it
         fast = (precision, channels_last) == dict(heads=("fp32", False), student=("bf16", True))[m.phase]
         return lambda: .5 if fast else 1.
-    monkeypatch.setattr(trainer, "_timer", timer)
+    monkeypatch.setattr(speed, "_timer", timer)
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
-    d = trainer.decide(Recipe(epochs=epochs[1]), net, method, torch.device("cpu"), lambda: next(data.train.batches(8)))
+    d = speed.decide(Recipe(epochs=epochs[1]), net, method, torch.device("cpu"), lambda: next(data.train.batches(8)))
     assert timed == {("heads", "Heads"), ("student", "MultiExitNet")}
     assert (d.precision, d.channels_last) == best
     assert same(before, method.state_dict()) and torch.equal(rng, torch.get_rng_state()) and method.phase == "train"
@@ -390,5 +390,5 @@ def test_auto_times_a_stage_that_freezes_without_freezing():
     method = create_method("imta", num_exits=4, num_classes=10, feature_dims=net.feature_dims).ready(net)
     method.learner(method.phases()[0], net)
     free = [p.requires_grad for p in net.parameters()]
-    trainer.decide(Recipe(epochs=1), net, method, torch.device("cpu"), lambda: next(digits.train.batches(8)), rounds=1)
+    speed.decide(Recipe(epochs=1), net, method, torch.device("cpu"), lambda: next(digits.train.batches(8)), rounds=1)
     assert free == [p.requires_grad for p in net.parameters()] and any(free) and not all(free)

@@ -81,7 +81,7 @@ def test_help_reads_like_a_manual():
 
 def test_defaults_are_the_recipes():
     "The parameters cell repeats the recipe's defaults, since papermill's help shows them: they must be the same."
-    from multiexit_nb.batch import read_parameters
+    from multiexit_nb.experiment import read_parameters
     cell = next(c.source for c in nbformat.read(BOOK, 4).cells if "parameters" in c.metadata.get("tags", []))
     values, _ = read_parameters([cell])
     for f in dataclasses.fields(Recipe):

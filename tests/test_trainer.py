@@ -11,12 +11,14 @@ import time
 import pytest
 import torch
 
-from multiexit_nb import trainer
-from multiexit_nb.core import InputError, seed_everything
+from multiexit_nb import speed, training
+from multiexit_nb.core import InputError, MultiExitOutput, seed_everything
 from multiexit_nb.data import load_dataset
+from multiexit_nb.evaluate import evaluate
 from multiexit_nb.methods import create_method, list_methods
 from multiexit_nb.models import create_model
-from multiexit_nb.trainer import Diverged, Recipe, evaluate, learning_rate, load_checkpoint, save_checkpoint, train
+from multiexit_nb.recipe import Recipe, learning_rate
+from multiexit_nb.training import Diverged, load_checkpoint, save_checkpoint, train
 
 PLAIN = dict(precision="fp32", channels_last=False)
 
@@ -178,9 +180,9 @@ def test_a_loss_that_is_not_finite_names_term_and_step(data, tmp_path):
 
 
 def test_the_step_is_found_though_it_is_looked_for_rarely():
-    w = trainer.Watch(1, torch.device("cpu"))
+    w = training.Watch(1, torch.device("cpu"))
     w.every = 50
-    out = trainer.MultiExitOutput(torch.zeros(2, 3, 4))
+    out = MultiExitOutput(torch.zeros(2, 3, 4))
     for i in range(50):
         value = torch.tensor(math.inf if i == 31 else 1.)
         if i == 49:
@@ -213,22 +215,22 @@ def test_auto_takes_only_what_is_clearly_faster(data, monkeypatch):
     net, method = make(data)
     times = {("fp32", False): 1.0, ("fp32", True): 0.97, ("bf16", False): 1.2, ("bf16", True): 1.1}
     clock = lambda net, method, x, y, p, c: lambda: times[p, c]
-    monkeypatch.setattr(trainer, "_timer", clock)
+    monkeypatch.setattr(speed, "_timer", clock)
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
-    go = lambda **kw: trainer.decide(Recipe(**kw), net, method, torch.device("cpu"), lambda: next(data.train.batches(8)))
+    go = lambda **kw: speed.decide(Recipe(**kw), net, method, torch.device("cpu"), lambda: next(data.train.batches(8)))
     assert (go().precision, go().channels_last) == ("fp32", False)   # 3 % is noise
     times["bf16", True] = 0.5
     assert (go().precision, go().channels_last) == ("bf16", True) and "2.00×" in go().why
     assert (go(precision="fp32").precision, go(precision="fp32").channels_last) == ("fp32", False)
-    assert go(precision="fp16", channels_last=True) == trainer.Decided("fp16", True, "given")
+    assert go(precision="fp16", channels_last=True) == speed.Decided("fp16", True, "given")
 
 
 def test_auto_is_taken_over_on_resume(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(trainer, "decide", lambda *a: trainer.Decided("fp32", True, "first"))
+    monkeypatch.setattr(training, "decide", lambda *a: speed.Decided("fp32", True, "first"))
     next(train(*make(data), data, Recipe(epochs=2), device="cpu", bar=False, checkpoint=tmp_path/"c.pt"))
-    monkeypatch.setattr(trainer, "decide", lambda *a: pytest.fail("decided again"))
+    monkeypatch.setattr(training, "decide", lambda *a: pytest.fail("decided again"))
     t = train(*make(data), data, Recipe(epochs=2), device="cpu", bar=False, checkpoint=tmp_path/"c.pt", resume=True)
-    assert t.decided == trainer.Decided("fp32", True, "first")
+    assert t.decided == speed.Decided("fp32", True, "first")
 
 
 # ---- options that must do something ----
@@ -300,7 +302,7 @@ def test_selection(data):
 
 def test_unlabelled_images_come_with_every_batch(data):
     recipe = Recipe(batch_size=64, unlabelled_ratio=0.5)
-    batches = list(trainer.training_batches(data, recipe, 1, "cpu", unlabelled=True))
+    batches = list(training.training_batches(data, recipe, 1, "cpu", unlabelled=True))
     assert all((len(y), int((y < 0).sum())) == (96, 32) for _, y in batches) and len(batches) == 4
     t, records = run(*make(data, "dbt"), data, Recipe(epochs=1, batch_size=64, **PLAIN))
     assert "unlabelled" in t.method.needs and all(math.isfinite(v) for v in records[0]["train"]["loss"].values())
@@ -332,7 +334,7 @@ def test_evaluate_equals_counting(data):
     assert s["top1"] == pytest.approx([100*float((z[m].argmax(-1) == y).float().mean()) for m in range(4)])
     assert s["anytime"][2] == pytest.approx(100*float((z[:3].softmax(-1).mean(0).argmax(-1) == y).float().mean()))
     assert s["top5"] == pytest.approx([100*float((z[m].topk(5).indices == y[:, None]).any(1).float().mean()) for m in range(4)])
-    teacher = method.teacher_logits(trainer.MultiExitOutput(z, evaluate_features(net, data)))
+    teacher = method.teacher_logits(MultiExitOutput(z, evaluate_features(net, data)))
     assert s["teacher_top1"] == pytest.approx([100*float((t[0].argmax(-1) == y).float().mean()) for t in teacher], abs=0.6)
     assert s["gap"] == pytest.approx([a - b for a, b in zip(s["teacher_top1"], s["top1"], strict=True)])
 

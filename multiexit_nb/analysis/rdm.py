@@ -11,7 +11,7 @@ __all__ = ['DISTANCES', 'ORDERS', 'MOST_POINTS', 'MEASURES', 'PLACES', 'balanced
 import numpy as np
 import torch
 
-from .. import batch
+from .. import experiment
 from ..core import InputError, MultiExitOutput, check_value, pick_device, unknown
 from ..data import Split, stratified
 from ..figures import GREY, figure, template
@@ -229,7 +229,7 @@ def representations(run: Run, rows,            # which images
                     batch_size: int = 64, tell=lambda done, total: None) -> MultiExitOutput:
     "Logits (M, N, K) and features (M × (N, D_m)) of a run's network for some images, on the CPU."
     rows = torch.as_tensor(np.asarray(rows), dtype=torch.long)
-    if split is None: split = batch.load(batch.prepare(dict(resume=run.id), {"resume"})).test
+    if split is None: split = experiment.load(experiment.prepare(dict(resume=run.id), {"resume"})).test
     check_value("rows", [int(r) for r in rows[:3]], len(rows) > 0 and 0 <= int(rows.min()) and int(rows.max()) < len(split), f"images 0 … {len(split) - 1}")
     device, outs, done = pick_device(), [], 0
     net = run.model().to(device)
