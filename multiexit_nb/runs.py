@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CALLED', 'MOST_LOGITS', 'tidy', 'Run', 'check_tracker', 'tracker_row', 'Tracker', 'provenance', 'pack_outputs',
-           'this_notebook', 'list_runs']
+           'data_of', 'this_notebook', 'list_runs']
 
 # %% ../nbs/44_runs.ipynb #c02
 import datetime, json, os, platform, re, subprocess
@@ -17,6 +17,7 @@ from fastcore.basics import patch
 from torch import Tensor
 
 from .core import InputError, atomic_write, check_value, project_root, settings, unknown
+from .data import Splits, load_dataset
 from .processes import of_first, rank_and_size
 from .published_tables import published, published_for  # noqa: F401
 from .training import Training, plain
@@ -274,6 +275,19 @@ def model(self: Run):
                       preset=p.get("preset", "default"), **p.get("method_args", {})).prepare(net)
     net.load_state_dict(self.weights())
     return net.eval()
+
+# %% ../nbs/44_runs.ipynb #data-of
+def data_of(parameters: dict) -> Splits:
+    "The data that the parameters of a run name, divided as for its training."
+    p = parameters
+    return load_dataset(p["dataset"], images_per_class=p.get("images_per_class") or None,
+                        image_size=p.get("image_size") or None, split_seed=p.get("split_seed", 0),
+                        val_per_class=0 if p.get("select") == "best-test" else None)
+
+@patch
+def data(self: Run) -> Splits:
+    "The data that the run was trained and tested on."
+    return data_of(self.parameters)
 
 # %% ../nbs/44_runs.ipynb #finish
 @patch

@@ -51,6 +51,15 @@ def test_a_run_answers_without_training():
     assert rows.run.tolist() == [run.id] and rows.state.tolist() == ["finished"] and rows.method.tolist() == ["mate"]
 
 
+def test_the_data_of_a_run_are_those_it_was_trained_on():
+    for changes in ({}, dict(split_seed=3), dict(select="best-test")):
+        run, _, data = finished(epochs=1, **changes)
+        again = run.data()
+        assert repr(again) == repr(data) and again.class_names == data.class_names
+        for split in ("train", "val", "test", "unlabelled"):
+            assert torch.equal(getattr(again, split).rows, getattr(data, split).rows)
+
+
 def test_a_finished_run_is_not_scored_again():
     run, _, _ = finished()
     before = (run.path/"result.json").read_bytes()
