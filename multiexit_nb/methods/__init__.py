@@ -214,6 +214,17 @@ def use_features(self: Method):
         raise InputError(f"{self.name} compares features and needs one width at every exit; here they are {', '.join(map(str, dims))}")
     self.needs = self.needs | {"features"}
 
+# %% ../../nbs/30_method.ipynb #movable
+@patch
+def movable(self: Method) -> dict[str, float]:
+    "What may be moved while it trains, with its present value."
+    return {n: v for n, v in vars(self).items() if n in ("alpha", "temperature") and isinstance(v, float | int)}
+
+@patch
+def move(self: Method, name: str, value: float):
+    "Give something movable another value."
+    setattr(self, name, value)
+
 # %% ../../nbs/30_method.ipynb #c30
 register = Registry("method")
 

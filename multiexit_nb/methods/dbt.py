@@ -9,6 +9,7 @@ __all__ = ['teacher_matrix', 'Temperature', 'semi_mean', 'labelled_share', 'DBT'
 from typing import Annotated, Literal
 
 import torch
+from fastcore.basics import patch
 from torch import nn
 
 from ..core import InputError, check_value
@@ -99,3 +100,17 @@ class DBT(Method):
     def after_step(self, out): self.temperature.after_step(out.logits[self.teaching])
     def record(self): return {"temperature": self.temperature.tau.item()}
     def teacher_logits(self, out): return tuple(out.logits[self.teaching][w > 0] for w in self.W.T)
+
+# %% ../../nbs/methods/dbt.ipynb #movable
+@patch
+def movable(self: DBT) -> dict[str, float]:
+    "α, and the present τ."
+    return {"alpha": self.alpha, "temperature": self.temperature.tau.item()}
+
+@patch
+def move(self: DBT, name: str, value: float):
+    "τ goes on from there."
+    if name == "temperature":
+        self.temperature.tau.fill_(value)
+    else:
+        self.alpha = value

@@ -108,6 +108,19 @@ def observe(self: MATE, out): return {"weights": self.weights(out).mean(0)}
 @patch
 def teacher_logits(self: MATE, out): return tuple(mix_teachers(self.weights(out), out.logits)[:, None])
 
+@patch
+def movable(self: MATE) -> dict[str, float]:
+    "α where it is not learned: its mean over exits, and T."
+    return {"temperature": self.temperature} | ({} if self.auto else {"alpha": float(self.alpha.mean())})
+
+@patch
+def move(self: MATE, name: str, value: float):
+    "α is moved for all exits."
+    if name == "alpha":
+        self.alpha.fill_(value)
+    else:
+        self.temperature = value
+
 # %% ../../nbs/methods/mate.ipynb #objectives
 @patch
 def objectives(self: MATE, out, targets) -> torch.Tensor:   # (1 + M,)
