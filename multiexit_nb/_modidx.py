@@ -1114,6 +1114,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'multiexit_nb.runs.Run.parameters': ('runs.html#run.parameters', 'multiexit_nb/runs.py'),
                                    'multiexit_nb.runs.Run.result': ('runs.html#run.result', 'multiexit_nb/runs.py'),
                                    'multiexit_nb.runs.Run.save': ('runs.html#run.save', 'multiexit_nb/runs.py'),
+                                   'multiexit_nb.runs.Run.steered': ('runs.html#run.steered', 'multiexit_nb/runs.py'),
                                    'multiexit_nb.runs.Run.table': ('runs.html#run.table', 'multiexit_nb/runs.py'),
                                    'multiexit_nb.runs.Run.tracker': ('runs.html#run.tracker', 'multiexit_nb/runs.py'),
                                    'multiexit_nb.runs.Run.weights': ('runs.html#run.weights', 'multiexit_nb/runs.py'),
