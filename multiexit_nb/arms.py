@@ -27,14 +27,17 @@ from .runs import Run, list_runs
 def example_run(folder, method: str, seed: int, top1,   # top-1 of each exit in %
                 **parameters) -> Run:
     "A finished run that was never trained, for examples and tests."
-    p = dict(dataset="digits", model="tiny", exits="sepconv", method=method, preset="default", seed=seed, epochs=5, select="best-val") | parameters
-    words = [p["dataset"], p["model"], method, p["preset"], *(f"{k}{v}" for k, v in p.get("method_args", {}).items())]
+    p = dict(dataset="digits", model="tiny", exits="sepconv", method=method, preset="default", seed=seed,
+             epochs=5, select="best-val") | parameters
+    words = [p["dataset"], p["model"], method, p["preset"]]
+    words += [f"{k}{v}" for k, v in p.get("method_args", {}).items()]
     words = [re.sub(r"\W+", "_", str(w)) for w in words]
     run = Run(Path(folder)/"-".join(["example", *words, f"s{seed}"]))
     run.path.mkdir(parents=True)
     test = dict(top1=list(map(float, top1)), top5=[50 + x/2 for x in top1], anytime=list(map(float, top1)))
-    result = dict(select=p["select"], selected_epoch=p["epochs"], last_epoch=p["epochs"], test=test, test_last=test, seconds=1.)
-    rows = [f"{e},val,{m},top1,{x*e/p['epochs']}" for e in range(1, p["epochs"] + 1) for m, x in enumerate(top1, 1)]
+    last = p["epochs"]
+    result = dict(select=p["select"], selected_epoch=last, last_epoch=last, test=test, test_last=test, seconds=1.)
+    rows = [f"{e},val,{m},top1,{x*e/last}" for e in range(1, last + 1) for m, x in enumerate(top1, 1)]
     about = dict(parameters=p, num_classes=10, image_size=32, started=f"example {seed}")
     (run.path/"params.json").write_text(json.dumps(about))
     (run.path/"result.json").write_text(json.dumps(result))
@@ -42,7 +45,7 @@ def example_run(folder, method: str, seed: int, top1,   # top-1 of each exit in 
     return run
 
 # %% ../nbs/49_arms.ipynb #finished-runs
-def finished_runs(runs=None,    # a folder; Run objects, ids or paths; rows of `list_runs()`; None: all of the runs folder
+def finished_runs(runs=None    # a folder; runs, ids or paths; rows of `list_runs()`; None: all of the runs folder
                   ) -> list[Run]:
     "The finished ones among some runs, oldest first. Raises InputError if there is no such folder."
     import pandas as pd
@@ -58,7 +61,7 @@ def finished_runs(runs=None,    # a folder; Run objects, ids or paths; rows of `
 
 # %% ../nbs/49_arms.ipynb #dataset-of
 def dataset_of(p: dict) -> str:
-    "The data set as the papers' tables name it: cifar100, or cifar100(150) with 150 labelled images per class."
+    "The data set as the papers' tables name it: cifar100, or cifar100(150): 150 labelled images per class."
     name = re.split(r"[/:]", str(p["dataset"]).rstrip("/"))[-1].lower()
     return f"{name}({p['images_per_class']})" if p.get("images_per_class") else name
 
@@ -80,7 +83,8 @@ def was_steered(run: Run) -> str:
     "What was done to a training by hand: forked, steered, stopped; empty where it ran by itself."
     names = set(run.events.name)
     done = ["forked"]*("fork" in names) + ["steered"]*bool(names - {"fork"})
-    stopped = run.finished and run.result["last_epoch"] < run.about.get("epochs", run.parameters.get("epochs", 0))
+    planned = run.about.get("epochs", run.parameters.get("epochs", 0))
+    stopped = run.finished and run.result["last_epoch"] < planned
     return " and ".join(done + ["stopped"]*stopped)
 
 def settings_of(run: Run) -> dict:
@@ -92,7 +96,8 @@ def settings_of(run: Run) -> dict:
 
 # %% ../nbs/49_arms.ipynb #method-name
 REPLICATE = ("seed", "split_seed")                   # what runs of one arm may differ in
-_TECHNICAL = {*REPLICATE, "run_id", "resume", "device", "precision", "channels_last", "compile", "recipe", "tracker", "tracker_args"}
+_TECHNICAL = {*REPLICATE, "run_id", "resume", "device", "precision", "channels_last", "compile", "recipe",
+              "tracker", "tracker_args"}
 
 def method_name(p: dict) -> str:
     "A method with its preset and hyperparameters, as a table's heading."
@@ -102,11 +107,12 @@ def method_name(p: dict) -> str:
 
 def arm_of(p: dict) -> dict:
     "The settings that make an arm: everything but seeds and what only changes the speed."
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in p.items() if k not in _TECHNICAL and v not in ("", {}, None)}
+    kept = {k: v for k, v in p.items() if k not in _TECHNICAL and v not in ("", {}, None)}
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in kept.items()}
 
 # %% ../nbs/49_arms.ipynb #arm-names
 def arm_names(parameters: list[dict]) -> list[str]:
-    "A name for each run, the same where the arm is the same: the method, and the settings that set two arms of it apart."
+    "A name for each run, the same where the arm is: the method, and the settings that set two arms of it apart."
     arms = [arm_of(p) for p in parameters]
     keys = [(dataset_of(p), p["model"], method_name(p)) for p in parameters]
     names = []
@@ -136,7 +142,8 @@ def by_arm(runs: list[Run]) -> dict[str, list[Run]]:
 @cache
 def _hyper(method: str, num_exits: int, given: str) -> dict | None:
     try:
-        m = create_method(method, num_exits=num_exits, num_classes=10, feature_dims=(8,)*num_exits, num_train=100, **json.loads(given))
+        m = create_method(method, num_exits=num_exits, num_classes=10, feature_dims=(8,)*num_exits, num_train=100,
+                          **json.loads(given))
     except InputError:
         return None
     return {k: v for k, v in m.hyper.items() if k != "teacher"}
@@ -148,8 +155,9 @@ def hyper_of(method: str, num_exits: int, preset: str = "default", **hyper) -> d
 def used(run: Run, name: str):
     "A hyperparameter as the run's method used it; None where it has no such."
     p = run.parameters
-    h = hyper_of(p["method"], len(run.result["test"]["top1"]), p.get("preset", "default"), **p.get("method_args", {}))
-    return (h or {}).get(name)
+    num_exits = len(run.result["test"]["top1"])
+    hyper = hyper_of(p["method"], num_exits, p.get("preset", "default"), **p.get("method_args", {}))
+    return (hyper or {}).get(name)
 
 # %% ../nbs/49_arms.ipynb #unlabelled
 def semi_supervised(p: dict) -> bool:
@@ -175,7 +183,7 @@ def _count_exits(model: str, image_size: int, exits: str, options: str) -> int:
         return create_model(model, 10, image_size, exits, **json.loads(options)).num_exits
 
 def network_settings(p: dict, image_size: int) -> dict:
-    "Network, kind and number of exits, and whatever else was given to it. Raises InputError if there is no such network."
+    "Network, kind and number of exits, and what else was given to it. Raises InputError if there is none such."
     options = p.get("model_args") or {}
     exits = p.get("exits") or "sepconv"
     kind = "none" if "+" in p["model"] else exits_of(p["model"], exits)      # a cohort has one output each
@@ -191,13 +199,14 @@ class Identity:
     def differences(self, other: "Identity") -> dict:
         "The settings in which another differs: name → (mine, the other's)."
         mine, theirs = dict(self.settings), dict(other.settings)
-        return {k: (mine.get(k), theirs.get(k)) for k in sorted({*mine, *theirs}) if mine.get(k) != theirs.get(k)}
+        both = {k: (mine.get(k), theirs.get(k)) for k in sorted({*mine, *theirs})}
+        return {k: (a, b) for k, (a, b) in both.items() if a != b}
 
-def identity(p: dict,                                 # parameters of train.ipynb, as far as they are given
-             image_size: int | None = None,           # as it was; None: as asked for, or as the data set has it
-             teacher: Identity | None = None,         # None: of the dict at method_args.teacher, if there is one
+def identity(p: dict,                            # parameters of train.ipynb, as far as they are given
+             image_size: int | None = None,      # as it was; None: as asked for, or as the data set has it
+             teacher: Identity | None = None     # None: of the dict at method_args.teacher, if there is one
              ) -> Identity:
-    "The identity of some parameters. Raises InputError if there is no such data set, network, method or recipe."
+    "The identity of some parameters. Raises InputError if a data set, network, method or recipe is unknown."
     size = image_size or p.get("image_size") or dataset_info(p["dataset"])[1]
     args = dict(p.get("method_args") or {})
     named = args.pop("teacher", None)
@@ -207,7 +216,8 @@ def identity(p: dict,                                 # parameters of train.ipyn
     hyper = hyper_of(p["method"], network["num_exits"], p.get("preset") or "default", **args)
     if hyper is None:
         raise InputError(f"method {p['method']!r} cannot be made with {args} for {p['model']}")
-    settings = dict(dataset=dataset_of(p), image_size=size, method=p["method"], semi_supervised=semi_supervised(p), **network)
+    settings = dict(dataset=dataset_of(p), image_size=size, method=p["method"], **network)
+    settings["semi_supervised"] = semi_supervised(p)
     settings |= {f"{p['method']}.{k}": v for k, v in hyper.items()}
     settings |= {f"recipe.{k}": v for k, v in recipe_settings(p).items()}
     settings["teacher"] = sorted(teacher.settings) if teacher else named
@@ -231,7 +241,7 @@ def subject_of(run: Run) -> tuple[str, str]:
     return dataset_of(run.parameters), run.parameters["model"]
 
 def filter_runs(runs: list[Run], datasets=(), models=(), methods=()) -> list[Run]:
-    "The runs on these data sets, networks and methods; an empty list is no filter. Raises InputError if no run is of one."
+    "The runs on these data sets, networks, methods; an empty list is no filter. Raises InputError if none is of one."
     asked = (("dataset", datasets, lambda r: dataset_of(r.parameters)),
              ("model", models, lambda r: r.parameters["model"]),
              ("method", methods, lambda r: r.parameters["method"]))

@@ -11,8 +11,7 @@ import pandas as pd
 import pytest
 from scipy.signal import savgol_filter
 
-from multiexit_nb import history_lab, widgets
-from multiexit_nb import arms
+from multiexit_nb import arms, history_lab, widgets
 from multiexit_nb.analysis import compare, weights
 from multiexit_nb.runs import Run, tidy
 
