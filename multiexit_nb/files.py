@@ -90,7 +90,7 @@ def write_json(path: Path, value):
 # %% ../nbs/06_files.ipynb #opened
 @contextlib.contextmanager
 def opened(path: Path):
-    "A file, open and checked against the manifest. Raises InputError if it is missing, damaged or unreadable."
+    "A file, open and checked against the manifest. Raises InputError if it cannot be read as written."
     path = Path(path)
     if not exists(path):
         raise InputError(f"{path} is not there")
@@ -103,7 +103,7 @@ def opened(path: Path):
             raise InputError(f"cannot read {path}: {e.strerror or e}") from None
         known = (read_manifest(path.parent) or {}).get(path.name)
         if known and found not in known:
-            raise damaged(path, f"its checksum is not the one in {MANIFEST} (if you changed it: remove its entry there)")
+            raise damaged(path, f"its checksum is not that in {MANIFEST} (if you changed it: remove its entry there)")
         yield f
 
 def exists(path: Path) -> bool:
@@ -145,7 +145,7 @@ def read_json(path: Path) -> dict:
 def read_table(path: Path,
                columns: dict[str, str]    # name -> type, as pandas calls it
               ):
-    "A CSV file with these columns as a DataFrame, empty if it is not there. Raises InputError if it is damaged."
+    "A CSV file with these columns as a DataFrame, empty if it is not there. Raises InputError if it is not."
     import io
 
     import pandas as pd
