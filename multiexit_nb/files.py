@@ -103,7 +103,8 @@ def opened(path: Path):
             raise InputError(f"cannot read {path}: {e.strerror or e}") from None
         known = (read_manifest(path.parent) or {}).get(path.name)
         if known and found not in known:
-            raise damaged(path, f"its checksum is not that in {MANIFEST} (if you changed it: remove its entry there)")
+            hint = "if you changed it on purpose, remove its entry there"
+            raise damaged(path, f"its checksum is not that in {MANIFEST}; {hint}")
         yield f
 
 def exists(path: Path) -> bool:
@@ -143,16 +144,17 @@ def read_json(path: Path) -> dict:
 
 # %% ../nbs/06_files.ipynb #read-table
 def read_table(path: Path,
-               columns: dict[str, str]    # name -> type, as pandas calls it
+               columns: dict              # name -> type, as pandas calls it; None: whatever it is
               ):
     "A CSV file with these columns as a DataFrame, empty if it is not there. Raises InputError if it is not."
     import io
 
     import pandas as pd
     if not exists(path):
-        return pd.DataFrame({name: pd.Series(dtype=kind) for name, kind in columns.items()})
+        return pd.DataFrame({name: pd.Series(dtype=kind or "object") for name, kind in columns.items()})
     try:
-        table = pd.read_csv(io.BytesIO(_text(path)), dtype=columns)
+        kinds = {name: kind for name, kind in columns.items() if kind}
+        table = pd.read_csv(io.BytesIO(_text(path)), dtype=kinds)
     except (ValueError, OverflowError, pd.errors.ParserError) as e:
         raise e if isinstance(e, InputError) else damaged(path, e) from None
     if list(table.columns) != list(columns):
@@ -185,6 +187,7 @@ class Claim:
         self.folder = Path(folder).resolve()
         self.lock = None
         self.ever = False                        # was it ever held?
+        self.lost = False                        # to a newer claim of this process
 
     @property
     def held(self) -> bool:
@@ -192,11 +195,14 @@ class Claim:
 
     def take(self, what: str):
         "Hold the folder. Raises InputError if another program does."
+        if self.lost:
+            raise InputError(f"{what} was opened once more and is written from there, not from here")
         if self.held:
             return
         other = self._held.get(self.folder)
-        if other:
+        if other and other.held:
             other.release()
+            other.lost = True
         self.lock = _locked(self.folder, what)
         self.ever = True
         self._held[self.folder] = self
