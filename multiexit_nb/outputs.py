@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['register_criterion', 'ANSWERS', 'BEST', 'ENSEMBLE', 'MOST_LOGITS', 'Belief', 'max_probability', 'entropy', 'margin',
            'patience', 'list_criteria', 'best_classes', 'FullLogits', 'growing', 'rest_nodes', 'jacobi',
-           'CompactLogits', 'compact', 'rest_of', 'Outputs', 'as_temperature', 'Collector', 'stored', 'loaded']
+           'CompactLogits', 'compact', 'rest_of', 'Outputs', 'as_temperature', 'Collector', 'to_tensors', 'tensors_of',
+           'from_tensors']
 
 # %% ../nbs/25_outputs.ipynb #c02
 import math
@@ -96,7 +97,7 @@ class FullLogits:
         "The logit of exit m (from 0) for the true class."
         return self.z[m].gather(-1, labels[:, None])[:, 0].float()
 
-    def top(self, k: int, mode: str) -> Tensor:   # (M, N, k)
+    def ranked(self, k: int, mode: str) -> Tensor:   # (M, N, k)
         "The best k classes after each exit."
         check_value("k", k, 1 <= k <= self.z.shape[-1], f"1 … {self.z.shape[-1]} (classes)")
         return torch.stack([best_classes(z, k) for z in growing(self.z, mode)])
@@ -189,9 +190,9 @@ def of_label(self: CompactLogits, m: int, labels: Tensor) -> Tensor:   # (N,)
     "The logit of exit m (from 0) for the true class."
     return self.kept("label")[m]
 
-# %% ../nbs/25_outputs.ipynb #compact-top
+# %% ../nbs/25_outputs.ipynb #compact-ranked
 @patch
-def top(self: CompactLogits, k: int, mode: str) -> Tensor:   # (M, N, k)
+def ranked(self: CompactLogits, k: int, mode: str) -> Tensor:   # (M, N, k)
     "The best k classes after each exit."
     check_value("mode", mode, mode in ANSWERS, " or ".join(map(repr, ANSWERS)))
     classes = self.kept(dict(latest="classes", ensemble="ensemble", logits="mean_logits")[mode])
@@ -215,7 +216,7 @@ def compact(logits: Tensor,   # (M, B, K)
     small = torch.int16 if K < 2**15 else torch.int32
     classes = best_classes(z, BEST if K > BEST + 6 else K)
     rest = [rest_of(z[m], classes[m]) for m in range(len(z))]
-    means = [FullLogits(z).top(min(ENSEMBLE, K), mode).to(small) for mode in ("ensemble", "logits")]
+    means = [FullLogits(z).ranked(min(ENSEMBLE, K), mode).to(small) for mode in ("ensemble", "logits")]
     label = z.gather(-1, labels.expand(len(z), -1)[..., None])[..., 0]
     return CompactLogits(z.gather(-1, classes), classes.to(small), K, torch.stack(rest), label, *means)
 
@@ -257,6 +258,10 @@ class Outputs:
     def num_classes(self) -> int: return self.logits.shape[2]
     def __len__(self) -> int: return len(self.labels)
 
+    # until every reader of `Run.outputs` has moved: what the dict of version 0.1 answered
+    def __contains__(self, name: str) -> bool: return name in to_tensors(self)
+    def __getitem__(self, name: str) -> Tensor: return to_tensors(self)[name].float() if name == "logits" else to_tensors(self)[name]
+
 # %% ../nbs/25_outputs.ipynb #outputs-answers
 @patch(as_prop=True)
 def answers(self: Outputs) -> Tensor:   # (M, N)
@@ -271,7 +276,7 @@ def right(self: Outputs) -> Tensor:     # (M, N) bool
 @patch
 def top(self: Outputs, k: int = 5, mode: str = "latest") -> Tensor:    # (M, N, k)
     "The best k classes after each exit, by `mode`: a key of ANSWERS."
-    return self.form.top(k, mode)
+    return self.form.ranked(k, mode)
 
 @patch
 def hits(self: Outputs, k: int = 1, mode: str = "latest") -> Tensor:   # (M, N) bool
@@ -291,7 +296,7 @@ def beliefs(self: Outputs, temperature=None) -> Iterator[Belief]:
     "What each exit believes about all images."
     for m, t in enumerate(as_temperature(temperature, self.num_exits)):
         z, count = self.form.weighted(m)
-        answer = self.form.top(1, "latest")[m, :, 0]
+        answer = self.form.ranked(1, "latest")[m, :, 0]
         if count is None:
             yield Belief((z/t).softmax(-1), answer, self.num_classes)
         else:
@@ -339,7 +344,7 @@ class Collector:
         "The next batch."
         M, _, K = logits.shape
         whole = M*self.num_images*K <= self.most
-        part = {"logits": logits} if whole else stored(compact(logits, labels))
+        part = {"logits": logits} if whole else tensors_of(compact(logits, labels))
         self.parts.append({name: t.cpu() for name, t in part.items()})
         self.labels.append(labels.cpu())
         self.num_classes = K
@@ -347,19 +352,28 @@ class Collector:
     def outputs(self) -> Outputs:
         "Of all batches so far."
         joined = {name: torch.cat([part[name] for part in self.parts], 1) for name in self.parts[0]}
-        return loaded(joined | {"labels": torch.cat(self.labels)}, self.split, self.num_classes)
+        return from_tensors(joined | {"labels": torch.cat(self.labels)}, self.split, self.num_classes)
 
-# %% ../nbs/25_outputs.ipynb #stored
-def stored(logits: Tensor | CompactLogits) -> dict[str, Tensor]:
+# %% ../nbs/25_outputs.ipynb #to-tensors
+def to_tensors(outputs: Outputs) -> dict[str, Tensor]:
     "The tensors that a file keeps."
+    tensors = tensors_of(outputs.logits)
+    if "logits" in tensors and outputs.logits.abs().max() < 6e4:     # beyond, float16 has no numbers
+        tensors["logits"] = outputs.logits.half()
+    return tensors | {"labels": outputs.labels}
+
+def tensors_of(logits: Tensor | CompactLogits) -> dict[str, Tensor]:
+    "The parts of one of the two forms by name."
     if isinstance(logits, Tensor):
-        return {"logits": logits.half() if logits.abs().max() < 6e4 else logits}    # beyond, float16 has no numbers
+        return {"logits": logits}
     named = {f.name: getattr(logits, f.name) for f in fields(logits) if f.name != "num_classes"}
     return {name: tensor for name, tensor in named.items() if tensor is not None}
 
-# %% ../nbs/25_outputs.ipynb #loaded
-def loaded(tensors: dict[str, Tensor],   # `stored`, and labels
-           split: str, num_classes: int) -> Outputs:
+# %% ../nbs/25_outputs.ipynb #from-tensors
+def from_tensors(tensors: dict[str, Tensor],   # of `to_tensors`
+                 split: str,
+                 num_classes: int              # which the compact form does not tell
+                ) -> Outputs:
     "Outputs from the tensors of a file. Raises InputError if some are missing."
     if "labels" not in tensors or not {"logits", "values"} & set(tensors):
         raise InputError(f"no outputs of {split}: found {', '.join(sorted(tensors)) or 'nothing'}")
