@@ -31,7 +31,7 @@ from multiexit_nb.core import (
     set_rng_state,
 )
 from .data import Split, Splits, halves
-from .evaluate import evaluate
+from .evaluate import Evaluation, evaluate
 from .methods import Phase, Step
 from .processes import of_each, of_first, process_mean, process_sum, rank_and_size, synchronise
 from .recipe import Recipe, learning_rate
@@ -108,6 +108,7 @@ class Training:
         self.plan = [(p, p.epochs or recipe.epochs) for p in phases]     # each with a schedule over its epochs
         self.total, self.phase = sum(n for _, n in self.plan), 0    # epochs of all phases; the one that runs, from 0
         self.decided, self.identity = None, identity(net, method, data, recipe)
+        self.watch = None                           # of the epoch that runs; who steers looks at it
         self.meta = None                            # validation images a method may learn from
         if "val" in method.needs:
             self.meta, val = (data.val, data.val) if method.reuse else halves(data.val)
@@ -261,13 +262,19 @@ def load_best(self: Training) -> int:
 
 # %% ../nbs/43_training.ipynb #score
 @patch
-def score(self: Training, split: str,    # "train", "val" or "test"
-          keep: bool = False) -> dict:
-    "Scores of the network, as it is, on a split."
+def evaluation(self: Training, split: str,    # "train", "val" or "test"
+               keep: bool = False             # its outputs as well
+              ) -> Evaluation:
+    "The network, as it is, on a split."
     d = self.decided
     method = self.method if self.phase == len(self.plan) - 1 else None
     return evaluate(self.learner, getattr(self.data, split), method, device=self.device, precision=d.precision,
-                    channels_last=d.channels_last, batch_size=max(256, self.recipe.batch_size), keep=keep)
+                    channels_last=d.channels_last, batch_size=max(256, self.recipe.batch_size), keep=split if keep else "")
+
+@patch
+def score(self: Training, split: str) -> dict:
+    "Scores of the network, as it is, on a split."
+    return self.evaluation(split).scores
 
 # %% ../nbs/43_training.ipynb #join
 def join(device: torch.device) -> torch.device:
@@ -353,7 +360,7 @@ def _step(t: Training, x, y, lr: float, number: int, val: tuple) -> Step:
     return Step(t.net, x, y, lr, number, *val, grads)
 
 @patch
-def take_steps(self: Training, watch: Watch) -> float:
+def take_steps(self: Training) -> float:
     "The steps of the next epoch; the last learning rate."
     r, n, epoch = self.recipe, self.steps_per_epoch, self.epoch + 1
     epochs, done = self.plan[self.phase][1], self.place(self.epoch)[1]
@@ -364,7 +371,7 @@ def take_steps(self: Training, watch: Watch) -> float:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         terms, out = self.objective(x.contiguous(memory_format=layout(self.decided.channels_last)), y)
-        watch.step(terms, out, y)
+        self.watch.step(terms, out, y)
         self.accelerator.backward(sum(terms.values()))
         if meta:
             self.method.before_step(_step(self, x, y, lr, self.epoch*n + i, next(meta)))
@@ -382,10 +389,10 @@ def take_steps(self: Training, watch: Watch) -> float:
 def run_epoch(self: Training) -> dict:
     "Train one epoch, score validation; the record."
     phase, started = self.plan[self.phase][0], time.perf_counter()
-    watch = Watch(self.epoch + 1, self.device)
+    watch = self.watch = Watch(self.epoch + 1, self.device)
     self.objective.train()
     with phase.resting():
-        lr = self.take_steps(watch)
+        lr = self.take_steps()
     train, seconds = watch.result(), time.perf_counter() - started
     if not all(bool(torch.isfinite(v).all()) for v in phase.learner.state_dict().values()):
         raise Diverged(f"weights are not finite after the last step of epoch {self.epoch + 1}")
