@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ..core import InputError, MultiExitOutput, Registry, check_value, unknown
 from ..losses import cross_entropy
 from ..models import MultiExitNet
-from ..parameters import Param, Parameter, describe_parameters, parameters_of
+from ..parameters import Parameter, describe_parameters, parameters_of
 
 # %% ../../nbs/30_method.ipynb #task
 @dataclass(frozen=True)
