@@ -1653,7 +1653,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'multiexit_nb/training.py'),
                                        'multiexit_nb.training.save_checkpoint': ( 'training.html#save_checkpoint',
                                                                                   'multiexit_nb/training.py'),
-                                       'multiexit_nb.training.to_json': ('training.html#to_json', 'multiexit_nb/training.py'),
                                        'multiexit_nb.training.train': ('training.html#train', 'multiexit_nb/training.py'),
                                        'multiexit_nb.training.training_batches': ( 'training.html#training_batches',
                                                                                    'multiexit_nb/training.py')},
