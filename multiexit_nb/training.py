@@ -22,7 +22,7 @@ from .evaluate import evaluate
 from .methods import Step
 from .processes import of_each, of_first, process_mean, process_sum, rank_and_size, synchronise
 from .recipe import Recipe, learning_rate
-from .speed import Decided, Objective, decide, layout
+from .speed import Objective, SpeedChoice, decide, layout, use_threads
 
 # %% ../nbs/43_training.ipynb #save-checkpoint
 def save_checkpoint(path: Path, state: dict):
@@ -95,7 +95,8 @@ class Training:
         if (phase := self.place(self.epoch)[0]) != self.phase: self.enter(phase)
         name = f"{self.method.phase}, " if len(self.plan) > 1 else ""
         self.progress.set_description(f"{name}epoch {self.epoch + 1}/{self.total}")
-        try: record = _epoch(self, self.epoch + 1)
+        try:
+            with use_threads(self.decided.threads): record = _epoch(self, self.epoch + 1)
         except Diverged as e:
             kept = f"; the checkpoint of epoch {self.epoch} is kept: {self.checkpoint}" if self.checkpoint else ""
             raise Diverged(f"{e}. A smaller lr, warmup or clip_norm may help{kept}") from None
@@ -138,7 +139,7 @@ def start(self: Training, saved: dict | None) -> Training:
     batch = lambda: next(training_batches(self.data, self.recipe, 1, self.device, "unlabelled" in self.method.needs))
     phase = saved.get("phase", 0) if saved else 0
     self.enter(phase, begin=not saved)
-    self.decided = Decided(**saved["decided"]) if saved else of_first(decide(self.recipe, self.net, self.method, self.device, batch))
+    self.decided = SpeedChoice(**saved["decided"]) if saved else of_first(decide(self.recipe, self.net, self.method, self.device, batch))
     self.enter(phase, begin=False)
     if saved: self.restore(saved)
     else: seed_everything((self.recipe.seed + 1_000_003*rank_and_size()[0]) % 2**32); self.save()
@@ -199,8 +200,9 @@ def score(self: Training, split: str,    # "train", "val" or "test"
     "Scores of the network, as it is, on a split."
     d = self.decided
     method = self.method if self.phase == len(self.plan) - 1 else None
-    return evaluate(self.learner, getattr(self.data, split), method, device=self.device, precision=d.precision,
-                    channels_last=d.channels_last, batch_size=max(256, self.recipe.batch_size), keep=keep)
+    with use_threads(d.threads):
+        return evaluate(self.learner, getattr(self.data, split), method, device=self.device, precision=d.precision,
+                        channels_last=d.channels_last, batch_size=max(256, self.recipe.batch_size), keep=keep)
 
 # %% ../nbs/43_training.ipynb #join
 def join(device: torch.device) -> torch.device:

@@ -370,10 +370,11 @@ def test_auto_weighs_the_phases_by_their_length(epochs, best, data, monkeypatch)
     "Heads like plain float32, the student bfloat16: what counts is the time of the whole training."
     net, method, _ = make("dih", data, heads_epochs=epochs[0])
     before, rng, timed = ({k: v.clone() for k, v in method.ready(net).state_dict().items()}, torch.get_rng_state(), set())
-    def timer(learner, m, x, y, precision, channels_last):
-        timed.add((m.phase, type(learner).__name__))
+    def timer(objective, x, y, choice):
+        learner, phase = objective.net, objective.method.phase
+        timed.add((phase, type(learner).__name__))
         assert learner is not net and learner is not method.heads     # a copy, whatever a phase does to it
-        fast = (precision, channels_last) == dict(heads=("fp32", False), student=("bf16", True))[m.phase]
+        fast = (choice.precision, choice.channels_last) == dict(heads=("fp32", False), student=("bf16", True))[phase]
         return lambda: .5 if fast else 1.
     monkeypatch.setattr(speed, "_timer", timer)
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
