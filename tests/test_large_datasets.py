@@ -88,9 +88,9 @@ def test_imagenet_x_uses_700_of_a_class(tmp_path, monkeypatch):
     from multiexit_nb import data as module
     y = torch.arange(3).repeat_interleave(1300)
     raw = module.Raw((None, y), (None, torch.arange(3)), class_names=["a", "b", "c"], val_per_class=50, pool_per_class=700)
-    train, val, unlabelled, _ = module._divide(raw, 300, None, 0)
+    train, val, unlabelled, _ = module.divide(raw, 300, None, 0)
     assert (len(train), len(val[2]), len(unlabelled)) == (3*270, 3*30, 3*400)
-    train, val, unlabelled, _ = module._divide(raw, None, None, 0)
+    train, val, unlabelled, _ = module.divide(raw, None, None, 0)
     assert (len(train), len(val[2]), len(unlabelled)) == (3*1250, 3*50, 0)
 
 

@@ -42,7 +42,7 @@ def project_files() -> list[str]:
 
 
 def notebooks() -> list[str]: return [f for f in project_files() if f.startswith("nbs/") and f.endswith(".ipynb")]
-def is_reference(f: str) -> bool: return bool(re.match(r"nbs/(\d\d_|methods/|index)", f))
+def is_reference(f: str) -> bool: return bool(re.match(r"nbs/(\d\d_|datasets/|methods/|index)", f))
 def load(f: str, root: Path = ROOT) -> dict: return json.loads((root/f).read_text(encoding="utf-8"))
 def source(cell: dict) -> str: return "".join(cell["source"])
 def code_cells(nb: dict) -> list[dict]: return [c for c in nb["cells"] if c["cell_type"] == "code"]
@@ -128,9 +128,10 @@ def test_ruff_finds_nothing():
 
 # ---------------------------------------------------------------- the floors
 def floor(f: str) -> int | None:
-    "The number a notebook stands on: its own, 39 for a method (it stands on all of 3x); None where it stands above all (index, train, papers, labs)."
+    "The number a notebook stands on: its own, 19 for a data set, 39 for a method (on all of 1x, 3x); None above all (train, labs)."
     m = re.match(r"nbs/(\d\d)_", f)
-    return int(m[1]) if m else 39 if f.startswith("nbs/methods/") else None
+    if m: return int(m[1])
+    return next((n for folder, n in (("datasets", 19), ("methods", 39)) if f.startswith(f"nbs/{folder}/")), None)
 
 
 def imported_modules(code: str) -> set[str]:
