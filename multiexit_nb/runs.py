@@ -21,7 +21,7 @@ from .data import Splits, load_dataset
 from .outputs import Outputs, from_tensors, to_tensors
 from .processes import of_first, rank_and_size
 from .published_tables import published, published_for  # noqa: F401
-from .training import Training, plain
+from .training import Training, to_json
 
 # %% ../nbs/44_runs.ipynb #tidy
 def tidy(record: dict) -> list[dict]:
@@ -49,7 +49,7 @@ def _write(path: Path, write):
     "As `atomic_write`; of several processes, the first writes."
     if rank_and_size()[0] == 0: atomic_write(path, write)
 
-def _write_json(path: Path, x): _write(path, lambda tmp: tmp.write_text(json.dumps(plain(x), indent=1, default=str)))
+def _write_json(path: Path, x): _write(path, lambda tmp: tmp.write_text(json.dumps(to_json(x), indent=1, default=str)))
 
 def _read_json(path: Path) -> dict:
     "A JSON file; one line if it is missing or damaged."
@@ -136,7 +136,7 @@ class Tracker:
         where = dict(logging_dir=str(self.run.path)) if cls.requires_logging_directory else {}
         self.inner = cls("tensorboard" if self.name == "tensorboard" else "multiexit_nb", **where, **args)
         self.inner.start()
-        self.inner.store_init_configuration({k: v if isinstance(v, bool | int | float | str) else json.dumps(plain(v))
+        self.inner.store_init_configuration({k: v if isinstance(v, bool | int | float | str) else json.dumps(to_json(v))
                                              for k, v in self.run.parameters.items()})
 
     def log(self, records: list[dict], over: bool = False):

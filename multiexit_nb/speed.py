@@ -15,21 +15,22 @@ import torch
 from torch import Tensor, nn
 
 from .core import MultiExitOutput, rng_state, set_rng_state, settings
+from .methods import Method, Phase
 from .recipe import Recipe
 
 # %% ../nbs/41_speed.ipynb #objective
 class Objective(nn.Module):
-    "The network and its objective: a batch in, named loss terms and the (detached) output out."
-    def __init__(self, net, method):
+    "What learns in a phase, and its objective: a batch in, named loss terms and the (detached) output out."
+    def __init__(self, phase: Phase, method: Method):
         super().__init__()
-        self.net, self.method = net, method
+        self.net, self.method, self.phase = phase.learner, method, phase
 
     def forward(self, x: Tensor, y: Tensor) -> tuple[dict[str, Tensor], MultiExitOutput]:
-        out, extra = self.net(x), self.method.extra(x)
+        out, extra = self.net(x), self.phase.extra(x)
         with torch.autocast(x.device.type, enabled=False):
             out = out.float()
             extra = {k: v.float() if k == "teacher" else v for k, v in extra.items()}
-            return self.method.loss(out, y, **extra), out.detach()
+            return self.phase.loss(out, y, **extra), out.detach()
 
 # %% ../nbs/41_speed.ipynb #mixed-precision
 _DTYPES = dict(bf16=torch.bfloat16, fp16=torch.float16)
@@ -97,10 +98,9 @@ def open_choices(recipe: Recipe, bf16: bool,   # does this processor compute in 
 def _copies(net, method, recipe: Recipe) -> list[tuple[Objective, int]]:
     "Objective and epochs of every phase, each of copies."
     copies = []
-    for phase in method.phases():
+    for i, phase in enumerate(method.phases(net)):
         n, m = copy.deepcopy((net, method))
-        m.phase = phase.name
-        copies.append((Objective(m.learner(phase, n), m), phase.epochs or recipe.epochs))
+        copies.append((Objective(m.phases(n)[i], m), phase.epochs or recipe.epochs))
     return copies
 
 def _timer(objective: Objective, x: Tensor, y: Tensor, choice: SpeedChoice) -> Callable[[], float]:

@@ -54,9 +54,8 @@ def made(name, net, **kw):
     method = create_method(name, num_exits=net.num_exits, num_classes=K, feature_dims=net.feature_dims, **kw)
     if method.needs_teacher():
         torch.manual_seed(3)
-        method.set_teacher(NETS["msdnet" if isinstance(net.backbone, MSDNet) else "cnn"]()).ready(net)
-        method.phase = method.phases()[-1].name
-    return method
+        method.set_teacher(NETS["msdnet" if isinstance(net.backbone, MSDNet) else "cnn"]())
+    return method.ready(net)
 
 
 def state(m): return {k: v.clone() for k, v in m.state_dict().items()}
@@ -78,7 +77,12 @@ def one_step(net, method, opt, i, lr=.05):
     return loss.item()
 
 
-def optimizer(net, method): return torch.optim.SGD([*net.parameters(), *method.inner_parameters()], .05, .9)
+def main_phase(net, method):
+    "The one that trains the network by `loss`."
+    return next(p for p in method.phases(net) if p.learner is net)
+
+
+def optimizer(net, method): return torch.optim.SGD(main_phase(net, method).parameters(), .05, .9)
 
 
 # ---------------------------------------------------------------- every method, on both networks
