@@ -10,8 +10,10 @@ __all__ = ['register_exit', 'CONVENTIONS', 'LAYER_COSTS', 'Head', 'ExitSpec', 'G
 
 # %% ../nbs/22_exits.ipynb #c02
 import inspect, math
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from fastcore.basics import patch
@@ -167,8 +169,9 @@ class MultiExitNet(nn.Module):
                  shapes=None,           # what an exit sees after every stage, where that is known already
                  gradient_equilibrium: bool = False):   # in training, `scale_gradient` around every exit
         super().__init__()
-        self.backbone, self.heads, self.at, self.image_size = backbone, nn.ModuleList(heads), tuple(at), image_size
-        self.shapes, self.gradient_equilibrium, self.links = shapes or stage_shapes(backbone, image_size), gradient_equilibrium, nn.ModuleList()
+        self.backbone, self.heads, self.links = backbone, nn.ModuleList(heads), nn.ModuleList()
+        self.at, self.image_size, self.gradient_equilibrium = tuple(at), image_size, gradient_equilibrium
+        self.shapes = shapes or stage_shapes(backbone, image_size)
         self.feature_dims = tuple(dry_run(h, self.seen(m))[1].shape[1] for m, h in enumerate(self.heads))
 
     def seen(self, m: int) -> Tensor:
@@ -176,35 +179,54 @@ class MultiExitNet(nn.Module):
         return torch.empty(1, *self.shapes[self.at[m] - 1], device="meta")
 
     @property
-    def num_exits(self) -> int: return len(self.heads)
-
-    def answer(self, m: int, x, before: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        "Logits and feature of head `m` (from 0); `x` is its stage's output, `before` the logits of head m−1 (for a link)."
-        z, feature = self.heads[m](self.backbone.exit_input(x))
-        return z + self.links[m - 1](before) if m and len(self.links) else z, feature
+    def num_exits(self) -> int:
+        return len(self.heads)
 
     def forward(self, x: Tensor) -> MultiExitOutput:
-        logits, features, left, balance = [], [], self.num_exits, self.gradient_equilibrium and self.training
-        for s, stage in enumerate(self.backbone.stages, 1):
-            x = stage(x)
-            for m in [m for m, at in enumerate(self.at) if at == s]:
-                if balance: x = scale_gradient(x, 1/left)
-                z, f = self.answer(m, x, logits[-1] if m else None)
-                logits.append(z); features.append(f); left -= 1
-                if balance and left: x = scale_gradient(x, left)
-        return MultiExitOutput(torch.stack(logits), tuple(features))
+        return self.answers(self.maps(x))
+
+# %% ../nbs/22_exits.ipynb #maps
+@patch
+def maps(self: MultiExitNet, x: Tensor) -> Iterator:
+    "What the stages put out, as it is asked for; under gradient equilibrium rescaled around the exits."
+    left, balance = self.num_exits, self.gradient_equilibrium and self.training
+    for s, stage in enumerate(self.backbone.stages, 1):
+        x, exits = stage(x), self.at.count(s) if balance else 0
+        if exits:
+            x = scale_gradient(x, 1/left)
+        yield x
+        left -= exits
+        if exits and left:
+            x = scale_gradient(x, left)
+
+# %% ../nbs/22_exits.ipynb #answer
+@patch
+def answer(self: MultiExitNet, m: int, x, before: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    "Logits and feature of head `m` (from 0); `x` is its stage's output, `before` the logits of head m−1 (for a link)."
+    z, feature = self.heads[m](self.backbone.exit_input(x))
+    return z + self.links[m - 1](before) if m and len(self.links) else z, feature
+
+# %% ../nbs/22_exits.ipynb #answers
+@patch
+def answers(self: MultiExitNet, maps: Iterable) -> MultiExitOutput:
+    "What the exits, and the links between them, make of the outputs of the stages."
+    logits, features = [], []
+    for s, x in enumerate(maps, 1):
+        for m in [m for m, at in enumerate(self.at) if at == s]:
+            z, feature = self.answer(m, x, logits[-1] if m else None)
+            logits.append(z)
+            features.append(feature)
+    return MultiExitOutput(torch.stack(logits), tuple(features))
 
 # %% ../nbs/22_exits.ipynb #exit
 @patch
 def exit(self: MultiExitNet, x: Tensor, m: int) -> Tensor:
     "Logits (B, K) of exit `m` (from 1), running no deeper stage and no other head but those its links need."
     check_value("m", m, m in range(1, self.num_exits + 1), f"an exit from 1 to {self.num_exits}")
-    if not len(self.links): return self.answer(m - 1, self.backbone.upto(x, self.at[m - 1]))[0]
-    z, done = None, 0
-    for i, at in enumerate(self.at[:m]):
-        for stage in self.backbone.stages[done:at]: x = stage(x)
-        z, done = self.answer(i, x, z)[0], at
-    return z
+    deepest = self.at[m - 1]
+    if len(self.links):
+        return self.answers(islice(self.maps(x), deepest)).logits[m - 1]
+    return self.answer(m - 1, self.backbone.upto(x, deepest))[0]
 
 # %% ../nbs/22_exits.ipynb #add-links
 @patch

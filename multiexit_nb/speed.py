@@ -13,19 +13,22 @@ import torch
 from torch import Tensor, nn
 
 from .core import MultiExitOutput, rng_state, set_rng_state
+from .methods import Method, Phase
 from .recipe import Recipe
 
 # %% ../nbs/41_speed.ipynb #objective
 class Objective(nn.Module):
-    "The network and its objective: a batch in, named loss terms and the (detached) output out."
-    def __init__(self, net, method): super().__init__(); self.net, self.method = net, method
+    "What learns in a phase, and its objective: a batch in, named loss terms and the (detached) output out."
+    def __init__(self, phase: Phase, method: Method):
+        super().__init__()
+        self.net, self.method, self.phase = phase.learner, method, phase
 
     def forward(self, x: Tensor, y: Tensor) -> tuple[dict[str, Tensor], MultiExitOutput]:
-        out, extra = self.net(x), self.method.extra(x)
+        out, extra = self.net(x), self.phase.extra(x)
         with torch.autocast(x.device.type, enabled=False):
             out = out.float()
             extra = {k: v.float() if k == "teacher" else v for k, v in extra.items()}
-            return self.method.loss(out, y, **extra), out.detach()
+            return self.phase.loss(out, y, **extra), out.detach()
 
 # %% ../nbs/41_speed.ipynb #decided
 @dataclass(frozen=True)
@@ -44,25 +47,24 @@ def _candidates(recipe: Recipe, bf16: bool) -> list[tuple[str, bool]]:
 # %% ../nbs/41_speed.ipynb #layout
 def layout(channels_last: bool): return torch.channels_last if channels_last else torch.contiguous_format
 
-def _timer(net, method, x, y, precision, channels_last):
-    "A function that takes one step of a copy of the network and returns its seconds."
-    objective = Objective(copy.deepcopy(net), copy.deepcopy(method)).to(memory_format=layout(channels_last)).train()
-    x, dtype = x.to(memory_format=layout(channels_last)), {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+def _copy(net, method, i: int) -> tuple:
+    "A phase of copies of a network and its method, and the copy of the method."
+    net, method = copy.deepcopy((net, method))
+    return method.phases(net)[i], method
+
+def _timer(phase, method, x, y, precision, channels_last):
+    "A function that takes one step of a phase and returns its seconds."
+    objective = Objective(phase, method).to(memory_format=layout(channels_last)).train()
+    x = x.to(memory_format=layout(channels_last))
+    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
     def step():
         start = time.perf_counter()
-        with torch.autocast(x.device.type, dtype) if dtype else contextlib.nullcontext(): terms, _ = objective(x, y)
-        objective.zero_grad(); sum(terms.values()).backward()
+        with torch.autocast(x.device.type, dtype) if dtype else contextlib.nullcontext():
+            terms, _ = objective(x, y)
+        objective.zero_grad()
+        sum(terms.values()).backward()
         return time.perf_counter() - start
     return step
-
-def _turns(net, method, recipe: Recipe) -> list[tuple]:
-    "Learner, method and epochs of every phase, each from copies: what a phase freezes here stays free."
-    turns = []
-    for p in method.phases():
-        n, m = copy.deepcopy((net, method))
-        m.phase = p.name
-        turns.append((m.learner(p, n), m, p.epochs or recipe.epochs))
-    return turns
 
 # %% ../nbs/41_speed.ipynb #decide
 def decide(recipe: Recipe, net, method, device: torch.device,
@@ -76,11 +78,11 @@ def decide(recipe: Recipe, net, method, device: torch.device,
         return Decided("fp32" if recipe.precision == "auto" else recipe.precision, recipe.channels_last is True, "known of the device")
     options = _candidates(recipe, torch.ops.mkldnn._is_mkldnn_bf16_supported())
     if len(options) == 1: return Decided(*options[0], "given")
-    state, (x, y), turns = rng_state(), batch(), _turns(net, method, recipe)
-    steps = [[_timer(learner, m, x, y, *o) for learner, m, _ in turns] for o in options]
+    state, (x, y), epochs = rng_state(), batch(), [float(p.epochs or recipe.epochs) for p in method.phases(net)]
+    steps = [[_timer(*_copy(net, method, i), x, y, *o) for i in range(len(epochs))] for o in options]
     for s in sum(steps, []): s()
     parts = torch.tensor([[[s() for s in of_option] for of_option in steps] for _ in range(rounds)]).amin(0)   # (options, phases)
-    seconds = parts @ torch.tensor([float(epochs) for *_, epochs in turns])
+    seconds = parts @ torch.tensor(epochs)
     set_rng_state(state)
     best = int(seconds.argmin())
     if seconds[best] > 0.95*seconds[0]: best = 0
