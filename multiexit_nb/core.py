@@ -126,7 +126,7 @@ def project_root() -> Path:
     return next((folder for folder in (here, *here.parents, source) if _is_root(folder)), here)
 
 # %% ../nbs/00_core.ipynb #read-ini
-_DEFAULTS = dict(datasets="data/datasets", runs="data/runs", device="auto", workers="auto")
+_DEFAULTS = dict(datasets="data/datasets", runs="data/runs", device="auto", workers="auto", threads="auto")
 
 def _read_ini(file: Path) -> dict[str, str]:
     "The entries of a settings.ini. Raises InputError if it cannot be read as one."
@@ -159,11 +159,16 @@ def settings() -> dict:
             s[k] = (root/Path(s[k]).expanduser()).resolve()
         except (RuntimeError, OSError):         # ~somebody who is not known here
             raise InputError(f"{k}={s[k]!r}: no such folder can be made") from None
-    workers = s["workers"]
-    number = workers.isdecimal() and len(workers) < 5
-    check_value("workers", workers, workers == "auto" or number, "auto or a whole number from 0 to 9999")
-    s["workers"] = int(workers) if number else min(os.cpu_count() or 1, 8)
+    s["workers"] = _number("workers", s["workers"], 0, auto=min(os.cpu_count() or 1, 8))
+    s["threads"] = _number("threads", s["threads"], 1, auto=0)
     return s
+
+def _number(name: str, text: str, low: int, auto: int) -> int:
+    "A whole number from `low`, or what `auto` stands for."
+    if text == "auto":
+        return auto
+    ok = text.isdecimal() and len(text) < 5 and int(text) >= low
+    return int(check_value(name, text, ok, f"auto or a whole number from {low} to 9999"))
 
 # %% ../nbs/00_core.ipynb #pick-device
 def _devices() -> list[str]:
