@@ -162,9 +162,8 @@ def load(cls: Run, run,              # its id, or its path
         except OSError:             # as a name can be too long
             there = False
         if there:
-            found = Run(path)
-            found.about             # reading it tells whether it is whole
-            return found
+            read_about(path)        # which tells whether it is whole
+            return Run(path)
     raise unknown("run", str(run), [path.name for path in run_folders(folder)])
 
 # %% ../nbs/44_runs.ipynb #hold

@@ -78,10 +78,10 @@ def test_nothing_half_written_counts_as_finished():
     again, whole = Run.load(run.id), (run.path/"result.json").read_bytes()
     (run.path/"result.json").unlink()
     with pytest.raises(InputError, match="result.json is damaged: it is missing"):
-        again.finished
+        Run.load(run.id).finished  # noqa: B018
     (run.path/"result.json").write_bytes(whole[:-20])
     with pytest.raises(InputError, match="result.json is damaged"):
-        again.result
+        again.result  # noqa: B018
     (run.path/"params.json").write_text('{"parameters": ')
     with pytest.raises(InputError, match="params.json is damaged"):
         Run.load(run.path)
