@@ -111,7 +111,7 @@ def project_root() -> Path:
     return Path.cwd()
 
 # %% ../nbs/00_core.ipynb #settings
-_DEFAULTS = dict(datasets="data/datasets", runs="data/runs", device="auto", workers="auto")
+_DEFAULTS = dict(datasets="data/datasets", runs="data/runs", device="auto", workers="auto", threads="auto")
 
 def settings() -> dict:
     "settings.ini with `MULTIEXIT_…` environment variables over it; folders absolute, numbers as int."
@@ -124,6 +124,8 @@ def settings() -> dict:
     for k in ("datasets", "runs"): s[k] = (root/Path(s[k]).expanduser()).resolve()
     check_value("workers", s["workers"], s["workers"].isdigit() or s["workers"] == "auto", "auto or a whole number ≥ 0")
     s["workers"] = min(os.cpu_count() or 1, 8) if s["workers"] == "auto" else int(s["workers"])
+    check_value("threads", s["threads"], s["threads"].strip("0").isdigit() or s["threads"] == "auto", "auto or a whole number ≥ 1")
+    s["threads"] = 0 if s["threads"] == "auto" else int(s["threads"])
     return s
 
 # %% ../nbs/00_core.ipynb #pick-device

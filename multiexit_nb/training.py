@@ -35,7 +35,7 @@ from .evaluate import Evaluation, evaluate
 from .methods import Phase, Step
 from .processes import of_each, of_first, process_mean, process_sum, rank_and_size, synchronise
 from .recipe import Recipe, learning_rate
-from .speed import Decided, Objective, decide, layout
+from .speed import Objective, SpeedChoice, decide, layout, use_threads
 
 # %% ../nbs/43_training.ipynb #save-checkpoint
 def save_checkpoint(path: Path, state: dict):
@@ -187,7 +187,7 @@ def start(self: Training, saved: dict | None) -> Training:
     phase = saved.get("phase", 0) if saved else 0
     self.enter(phase, begin=not saved)
     if saved:
-        self.decided = Decided(**saved["decided"])
+        self.decided = SpeedChoice(**saved["decided"])
     else:
         self.decided = of_first(decide(self.recipe, self.net, self.method, self.device, batch))
     self.enter(phase, begin=False)
@@ -268,8 +268,10 @@ def evaluation(self: Training, split: str,    # "train", "val" or "test"
     "The network, as it is, on a split."
     d = self.decided
     method = self.method if self.phase == len(self.plan) - 1 else None
-    return evaluate(self.learner, getattr(self.data, split), method, device=self.device, precision=d.precision,
-                    channels_last=d.channels_last, batch_size=max(256, self.recipe.batch_size), keep=split if keep else "")
+    with use_threads(d.threads):
+        return evaluate(self.learner, getattr(self.data, split), method, device=self.device,
+                        precision=d.precision, channels_last=d.channels_last,
+                        batch_size=max(256, self.recipe.batch_size), keep=split if keep else "")
 
 @patch
 def score(self: Training, split: str) -> dict:
@@ -409,7 +411,8 @@ def train_epoch(self: Training) -> dict:
     name = f"{self.plan[self.phase][0].name}, " if len(self.plan) > 1 else ""
     self.progress.set_description(f"{name}epoch {self.epoch + 1}/{self.total}")
     try:
-        return self.run_epoch()
+        with use_threads(self.decided.threads):
+            return self.run_epoch()
     except Diverged as e:
         kept = f"; the checkpoint of epoch {self.epoch} is kept: {self.checkpoint}" if self.checkpoint else ""
         raise Diverged(f"{e}. A smaller lr, warmup or clip_norm may help{kept}") from None
