@@ -66,6 +66,19 @@ def model_options(name: str, exits: str = "sepconv") -> dict:
     own = {k: p.default for f in fns for k, p in inspect.signature(f).parameters.items() if p.kind is p.KEYWORD_ONLY}
     return own | dict(gradient_equilibrium=False, links=False)
 
+# %% ../nbs/26_models.ipynb #check-arguments
+def _check(name: str, exits: str, num_classes, image_size, options: dict, flags: dict):
+    "Raises InputError for arguments of `create_model` that cannot be."
+    smallest, known = register_backbone[name].info["min_size"], model_options(name, exits)
+    for k in options:
+        if k not in known:
+            raise unknown(f"option of {name} with {exits} exits:", k, known)
+    check_value("num_classes", num_classes, type(num_classes) is int and num_classes >= 2, "a whole number ≥ 2")
+    ok = type(image_size) is int and image_size >= smallest
+    check_value("image_size", image_size, ok, f"at least {smallest} pixels for {name}")
+    for k, v in flags.items():
+        check_value(k, v, type(v) is bool, "true or false")
+
 # %% ../nbs/26_models.ipynb #create-model
 def create_model(name: str,              # one of `list_models()`
                  num_classes: int,       # at least 2
@@ -101,15 +114,3 @@ def _cohort(names: str, *args, **options) -> Cohort:
     cohort = Cohort([create_model(name.strip(), *args, **options) for name in names.split("+")])
     cohort.name = names
     return cohort
-
-def _check(name: str, exits: str, num_classes, image_size, options: dict, flags: dict):
-    "Raises InputError for arguments of `create_model` that cannot be."
-    smallest, known = register_backbone[name].info["min_size"], model_options(name, exits)
-    for k in options:
-        if k not in known:
-            raise unknown(f"option of {name} with {exits} exits:", k, known)
-    check_value("num_classes", num_classes, type(num_classes) is int and num_classes >= 2, "a whole number ≥ 2")
-    ok = type(image_size) is int and image_size >= smallest
-    check_value("image_size", image_size, ok, f"at least {smallest} pixels for {name}")
-    for k, v in flags.items():
-        check_value(k, v, type(v) is bool, "true or false")
