@@ -18,7 +18,7 @@ from torch import Tensor
 
 from .backbones import evaluating
 from .core import InputError, check_value
-from .models import MultiExitNet
+from .exits import MultiExitNet
 from .evaluate import outputs_of  # noqa: F401
 from .metrics import calibration_error
 from .outputs import Belief, Outputs, as_temperature, list_criteria, register_criterion  # noqa: F401
