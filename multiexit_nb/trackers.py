@@ -9,6 +9,8 @@ __all__ = ['CALLED', 'check_tracker', 'tracker_row', 'Tracker']
 import json, warnings
 from pathlib import Path
 
+from fastcore.basics import patch
+
 from .core import InputError, unknown
 from .files import to_json
 from .history import tidy
@@ -60,25 +62,26 @@ class Tracker:
             why = f"{type(e).__name__}: {e}"
             warnings.warn(f"the tracker {self.name} failed and is left alone: {why}", stacklevel=3)
 
-    def _open(self):
-        "Start it, and hand over the parameters."
-        from accelerate.tracking import LOGGER_TYPE_TO_CLASS
-        check_tracker(self.name)
-        cls, board = LOGGER_TYPE_TO_CLASS[self.name], self.name == "tensorboard"
-        args = dict(self.parameters.get("tracker_args", {}))
-        if self.name in CALLED:
-            args.setdefault(CALLED[self.name], self.folder.name)
-        if board:
-            args.setdefault("purge_step", 0)
-        if cls.requires_logging_directory:
-            args.setdefault("logging_dir", str(_own(self.folder, self.name)))
-        self.inner = cls("tensorboard" if board else "multiexit_nb", **args)
-        self.inner.start()
-        plain = bool | int | float | str
-        self.inner.store_init_configuration({k: v if isinstance(v, plain) else json.dumps(to_json(v))
-                                             for k, v in self.parameters.items()})
+# %% ../nbs/08_trackers.ipynb #open
+@patch
+def _open(self: Tracker):
+    "Start it, and hand over the parameters."
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+    check_tracker(self.name)
+    cls, board = LOGGER_TYPE_TO_CLASS[self.name], self.name == "tensorboard"
+    args = dict(self.parameters.get("tracker_args", {}))
+    if self.name in CALLED:
+        args.setdefault(CALLED[self.name], self.folder.name)
+    if board:
+        args.setdefault("purge_step", 0)
+    if cls.requires_logging_directory:
+        args.setdefault("logging_dir", str(_own(self.folder, self.name)))
+    self.inner = cls("tensorboard" if board else "multiexit_nb", **args)
+    self.inner.start()
+    plain = bool | int | float | str
+    self.inner.store_init_configuration({k: v if isinstance(v, plain) else json.dumps(to_json(v))
+                                         for k, v in self.parameters.items()})
 
-# %% ../nbs/08_trackers.ipynb #own-folder
 def _own(folder: Path, name: str) -> Path:
     "The run's folder. Raises InputError if what the tracker would write into there leads elsewhere."
     if (folder/name).is_symlink():
