@@ -40,15 +40,6 @@ class Run:
     def checkpoint(self) -> Path:
         return self.path/"checkpoint.pt"
 
-    @property
-    def finished(self) -> bool:
-        return files.exists(self.path/"result.json")
-
-    @property
-    def result(self) -> dict:
-        "Selected epoch and test scores; empty before the run has finished."
-        return read_result(self.path) if self.finished else {}
-
     @cached_property
     def about(self) -> dict:
         "params.json: parameters, what `auto` came to, versions, commit, device."
@@ -68,10 +59,21 @@ class Run:
         "The right to write this run, as far as this object has it."
         return Claim(self.path)
 
-    @property
-    def history(self):
-        "The tidy history as a DataFrame: epoch, split, exit, metric, value."
-        return read_history(self.path/"history.csv")
+# %% ../nbs/44_runs.ipynb #result
+@patch(as_prop=True)
+def finished(self: Run) -> bool:
+    "Is there a result?"
+    return files.exists(self.path/"result.json")
+
+@patch(as_prop=True)
+def result(self: Run) -> dict:
+    "Selected epoch and test scores; empty before the run has finished."
+    return read_result(self.path) if self.finished else {}
+
+@patch(as_prop=True)
+def history(self: Run):
+    "The tidy history as a DataFrame: epoch, split, exit, metric, value."
+    return read_history(self.path/"history.csv")
 
 # %% ../nbs/44_runs.ipynb #new-id
 _ID = r"[\w+-][\w.+-]*"
