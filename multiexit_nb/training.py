@@ -352,11 +352,11 @@ class Watch:
         return dict(loss=loss, top1=(100*hits/labelled.clamp_min(1)).tolist())
 
 # %% ../nbs/43_training.ipynb #steps
-def _step(t: Training, x, y, lr: float, number: int, val: tuple) -> Step:
+def _step(t: Training, x, y, lr: float, number: int, meta: Iterator, more: Iterator) -> Step:
     "What a method may look at before the optimizer moves."
     exact = t.decided.precision == "fp32"      # else the gradients are of lower precision than the method works in
     grads = {k: p.grad for k, p in t.net.named_parameters() if p.grad is not None} if exact else None
-    return Step(t.net, x, y, lr, number, *val, grads)
+    return Step(t.net, x, y, lr, number, *next(meta), grads, draw=lambda: (*next(more), *next(meta)))
 
 @patch
 def take_steps(self: Training) -> float:
@@ -364,6 +364,7 @@ def take_steps(self: Training) -> float:
     r, n, epoch = self.recipe, self.steps_per_epoch, self.epoch + 1
     epochs, done = self.plan[self.phase][1], self.place(self.epoch)[1]
     meta = endless(self.meta, r.batch_size, epoch, r.seed, augment=False, device=self.device) if self.meta else None
+    more = endless(self.data.train, r.batch_size, -epoch, r.seed, device=self.device) if self.meta else None
     batches = training_batches(self.data, r, epoch, self.device, "unlabelled" in self.method.needs)
     for i, (x, y) in enumerate(batches):
         lr = learning_rate(r, done*n + i, n, epochs)
@@ -373,7 +374,7 @@ def take_steps(self: Training) -> float:
         self.watch.step(terms, out, y)
         self.accelerator.backward(sum(terms.values()))
         if meta:
-            self.method.before_step(_step(self, x, y, lr, self.epoch*n + i, next(meta)))
+            self.method.before_step(_step(self, x, y, lr, self.epoch*n + i, meta, more))
         if r.clip_norm:
             self.accelerator.clip_grad_norm_(self.objective.parameters(), r.clip_norm)
         self.optimizer.step()
