@@ -14,7 +14,8 @@ import ipywidgets as W
 import numpy as np
 from fastcore.basics import patch
 
-from .analysis import compare, report, weights
+from . import arms
+from .analysis import compare, weights
 from .core import InputError
 from .figures import exit_colours
 from .runs import Run, list_runs, published, published_for
@@ -51,8 +52,8 @@ def named(runs, together: bool = False) -> dict[str, list[Run]]:
     "Runs by name; with `together`, runs that differ in their seeds only share one."
     if not runs: raise InputError("no run is chosen: click on some (several with Shift or Ctrl)")
     if len(runs) > MOST_RUNS: raise InputError(f"{len(runs)} runs are too many to tell apart: choose at most {MOST_RUNS}")
-    names, p = report.arm_names([report.settings_of(r) for r in runs]), [r.parameters for r in runs]
-    subjects = [" · ".join(report.subject_of(r)) for r in runs]
+    names, p = arms.arm_names([arms.settings_of(r) for r in runs]), [r.parameters for r in runs]
+    subjects = [" · ".join(arms.subject_of(r)) for r in runs]
     if len(set(subjects)) > 1: names = [f"{n}, {s}" for n, s in zip(names, subjects, strict=True)]
     if not together:
         for extra in (lambda i: f", seed {p[i].get('seed', 0)}", lambda i: f", split {p[i].get('split_seed', 0)}", lambda i: f" ({runs[i].id[:15]})", lambda i: f" {i + 1}"):
@@ -286,7 +287,7 @@ class CurvesLab(_Lab):
         super().__init__()
         known = begun_runs()
         if not known: known = [demo_run(method=m, epochs=6, images_per_class=60) for m in ("mate", "branchynet")]
-        chosen = runs or [r for r in known if report.subject_of(r) == report.subject_of(known[0])][:4]
+        chosen = runs or [r for r in known if arms.subject_of(r) == arms.subject_of(known[0])][:4]
         pick = lambda options, text, tip, wide=260: W.Dropdown(options=options, description=text, tooltip=tip, layout=W.Layout(width=f"{wide}px"), style=dict(description_width="80px"))
         self.picker = run_picker("runs", True, chosen, [*known, *(r for r in chosen if r not in known)])
         self.again = W.Button(description="Look for new runs", icon="refresh", tooltip="read the folder of runs again", layout=W.Layout(width="auto"))
@@ -336,8 +337,8 @@ def swept_numbers(runs) -> dict:
     runs, found = [r for r in runs if r.finished], {}
     for r in runs:
         p = r.parameters
-        hyper = report.hyper_of(p["method"], len(r.result["test"]["top1"]), p.get("preset", "default"), **p.get("method_args", {})) or {}
-        for n, v in [*hyper.items(), *((k, v) for k, v in p.items() if k not in hyper and k not in report.REPLICATE)]:
+        hyper = arms.hyper_of(p["method"], len(r.result["test"]["top1"]), p.get("preset", "default"), **p.get("method_args", {})) or {}
+        for n, v in [*hyper.items(), *((k, v) for k, v in p.items() if k not in hyper and k not in arms.REPLICATE)]:
             if isinstance(v, int | float) and not isinstance(v, bool): found.setdefault(n, {})[r.path] = v
     return {n: v for n, v in found.items() if len(set(v.values())) > 1}
 
@@ -381,7 +382,7 @@ def _temperature(lab, groups):
     if not series: raise InputError("none of these runs logged a temperature: only DBT has one that moves")
     at_end = {n: sure for n in series if (sure := _sure(groups[n][0], series[n].iloc[-1]))}
     only = groups[next(iter(series))][0]
-    if len(series) == 1: return compare.plot_temperature(*series.values(), next(iter(at_end.values()), None), report.used(only, "mu") if only.finished else None), pd.DataFrame(series)
+    if len(series) == 1: return compare.plot_temperature(*series.values(), next(iter(at_end.values()), None), arms.used(only, "mu") if only.finished else None), pd.DataFrame(series)
     return compare.plot_temperatures(series, at_end), pd.DataFrame(series)
 
 def _sure(run: Run, temperature: float):
@@ -403,8 +404,8 @@ def _sweep(lab, groups):
     name, runs = lab.swept.value, [rs[0] for rs in groups.values()]
     values = swept_numbers(runs).get(name)
     if not values: raise InputError("no number differs between the finished ones among these runs: choose some with different hyperparameters")
-    several = len({report.subject_of(r) for r in runs}) > 1
-    line = lambda r: r.parameters["method"] + (", " + " · ".join(report.subject_of(r)) if several else "")
+    several = len({arms.subject_of(r) for r in runs}) > 1
+    line = lambda r: r.parameters["method"] + (", " + " · ".join(arms.subject_of(r)) if several else "")
     table = compare.sweep_table([(line(r), values[r.path], r.result["test"]["top1"]) for r in runs if r.path in values])
     return compare.plot_sweep(table, name, log=table.x.min() > 0 and table.x.max()/table.x.min() > 5), table
 
@@ -417,7 +418,7 @@ def _papers(lab, groups):
         rs = [r for r in rs if r.finished]
         if not rs: continue
         p, top = rs[0].parameters, np.mean([r.result["test"]["top1"] for r in rs], axis=0).tolist()
-        data, model = lab.instead.value or report.subject_of(rs[0])
+        data, model = lab.instead.value or arms.subject_of(rs[0])
         given, images = data.partition("(")[0], data.partition("(")[2].rstrip(")")
         where.add(f"{data} · {model}")
         parts.append(compare.beside(name, top, published_for(given, model, p["method"], len(top), int(images) if images else None)))

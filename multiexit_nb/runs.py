@@ -167,6 +167,18 @@ def event(self: Run, epoch: float, name: str, old, value):
     rows = pd.concat([self.events, row], ignore_index=True) if len(self.events) else row
     _write(self.path/"events.csv", lambda tmp: rows.to_csv(tmp, index=False))
 
+# %% ../nbs/44_runs.ipynb #steered
+@patch(as_prop=True)
+def steered(self: Run) -> str:
+    "What a person did while it trained, in words; empty for an ordinary run."
+    def words(e) -> str:
+        if e.name == "stop":
+            return f"stopped at epoch {int(float(e.value))} of {int(float(e.old))}"
+        if e.name == "fork":
+            return f"forked at epoch {e.epoch:g} from {e.old}"
+        return f"{e.name} moved at epoch {e.epoch:.1f}"
+    return ", ".join(map(words, self.events.itertuples()))
+
 # %% ../nbs/44_runs.ipynb #provenance
 def provenance() -> dict:
     "Versions, commit and time, to be kept with a run."

@@ -79,7 +79,7 @@ class Training:
         method.ready(net)
         self.plan = [(p, p.epochs or recipe.epochs) for p in method.phases()]    # phases, each with its epochs and a schedule over them
         self.total, self.phase = sum(n for _, n in self.plan), 0    # epochs of all phases; the phase that runs, from 0
-        self.decided, self.identity = None, identity(net, method, data, recipe)
+        self.decided, self.identity, self.watch = None, identity(net, method, data, recipe), None
         self.meta = None                            # validation images a method may learn from; `data.val` is without them
         if "val" in method.needs:
             self.meta, val = (data.val, data.val) if getattr(method, "reuse", False) else halves(data.val)
@@ -266,7 +266,8 @@ class Watch:
 # %% ../nbs/43_training.ipynb #epoch
 def _epoch(t: Training, epoch: int) -> dict:
     "Train one epoch, score validation, return the record."
-    watch, started = Watch(epoch, t.device), time.perf_counter()
+    watch = t.watch = Watch(epoch, t.device)       # who steers looks at it
+    started = time.perf_counter()
     t.objective.train()
     (phase, epochs), (_, done) = t.plan[t.phase], t.place(epoch - 1)
     t.method.modes(phase, t.net)

@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 from scipy.signal import savgol_filter
 
-from multiexit_nb import history_lab, widgets
-from multiexit_nb.analysis import compare, report, weights
+from multiexit_nb import arms, history_lab, widgets
+from multiexit_nb.analysis import compare, weights
 from multiexit_nb.runs import Run, tidy
 
 RNG = np.random.default_rng(0)
@@ -20,7 +20,7 @@ RNG = np.random.default_rng(0)
 
 def made(folder, method, epochs, M=4, seed=0, finished=True, model="tiny", **args):
     "A run that was never trained, with the history that its method would have written."
-    run = report.example_run(folder, method, seed, [70 + 3*m for m in range(M)], model=model, epochs=epochs, **({"method_args": args} if args else {}))
+    run = arms.example_run(folder, method, seed, [70 + 3*m for m in range(M)], model=model, epochs=epochs, **({"method_args": args} if args else {}))
     rows = []
     for e in range(1, epochs + 1):
         val = dict(top1=[60 + 3*m + e/epochs + RNG.normal() for m in range(M)], top5=[90.]*M, anytime=[70.]*M, ce=[1.]*M)
@@ -233,7 +233,7 @@ def test_ten_long_runs_stay_fluid_and_send_little(tmp_path, monkeypatch):
     monkeypatch.setenv("MULTIEXIT_RUNS", str(tmp_path))
     first = made(tmp_path, "mate", 300, M=8)
     for s in range(1, 10):
-        r = report.example_run(tmp_path, "mate", s, [70.]*8, epochs=300)
+        r = arms.example_run(tmp_path, "mate", s, [70.]*8, epochs=300)
         (r.path/"history.csv").write_bytes((first.path/"history.csv").read_bytes())
     sizes = []
     monkeypatch.setattr(ipywidgets.Widget, "_send", lambda self, msg, buffers=None: sizes.append(len(json.dumps(msg, default=str)) + sum(memoryview(b).nbytes for b in buffers or [])))
@@ -255,6 +255,6 @@ def test_ten_long_runs_stay_fluid_and_send_little(tmp_path, monkeypatch):
 
 def test_students_of_several_teachers_are_one_line(tmp_path):
     "Every seed has a teacher of its own; that does not make another arm."
-    teachers = [report.example_run(tmp_path, "baseline", seed, [70.], model="resnet20") for seed in (0, 1)]
-    students = [report.example_run(tmp_path, "kd", seed, [60.], model="resnet8", method_args=dict(teacher=t.id)) for seed, t in enumerate(teachers)]
+    teachers = [arms.example_run(tmp_path, "baseline", seed, [70.], model="resnet20") for seed in (0, 1)]
+    students = [arms.example_run(tmp_path, "kd", seed, [60.], model="resnet8", method_args=dict(teacher=t.id)) for seed, t in enumerate(teachers)]
     assert {n: len(rs) for n, rs in history_lab.named(students, together=True).items()} == {"kd (teacher=resnet20)": 2}
