@@ -177,7 +177,8 @@ def read_yaml(text: str, where: str = ""):
         return yaml.load(text, _Loader)
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as e:
         said = " ".join(str(e).split())[:100]
-        raise InputError(f"{where or 'YAML'}: {brief(text)} cannot be read: {said}") from None
+        what = brief(text) if len(text) < 80 else "it"
+        raise InputError(f"{where or 'text'}: {what} is not YAML: {said}") from None
 
 # %% ../nbs/03_parameters.ipynb #parameter
 @dataclass(frozen=True)
@@ -237,7 +238,9 @@ def read(self: Parameter, text: str):
 def parameters_of(thing: Callable) -> dict[str, Parameter]:
     "The parameters of a dataclass (its fields) or of another callable (its keyword-only arguments), by name."
     if dataclasses.is_dataclass(thing):
-        defaults = {f.name: f.default for f in dataclasses.fields(thing)}
+        made = dataclasses.MISSING
+        defaults = {f.name: f.default if f.default_factory is made else f.default_factory()
+                    for f in dataclasses.fields(thing)}
         hints = typing.get_type_hints(thing, include_extras=True)
     else:
         arguments = inspect.signature(thing).parameters.values()

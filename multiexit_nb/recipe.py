@@ -39,7 +39,7 @@ class Recipe:
     nesterov: Annotated[bool, Param("Nesterov's momentum")] = False
     weight_decay: Annotated[float, Param("on every parameter", 0, 100)] = 5e-4
     schedule: Annotated[Literal["milestones", "cosine", "constant"],
-                        Param("of the learning rate")] = "milestones"
+                        Param("milestones, cosine or constant")] = "milestones"
     milestones: Annotated[tuple[int | float, ...],
                           Param("where the learning rate drops: fractions of the epochs, above 1 epochs",
                                 0, 100_000, open="low")] = (0.5, 0.75)
@@ -47,12 +47,14 @@ class Recipe:
     warmup: Annotated[float, Param("epochs of linear warm-up", 0, 100_000)] = 0.
     label_smoothing: Annotated[float, Param("of the cross-entropy", 0, 1, open="high")] = 0.
     clip_norm: Annotated[float, Param("largest norm of the gradient; 0: no limit", 0, 1_000_000)] = 0.
-    unlabelled_ratio: Annotated[float, Param("unlabelled images per labelled one in a batch, where the method "
-                                             "uses them", 0, 1000)] = 1.
+    unlabelled_ratio: Annotated[float, Param("unlabelled images per labelled one in a batch, where the "
+                                             "method uses them", 0, 1000)] = 1.
     select: Annotated[Literal["best-val", "last", "best-test"],
-                      Param("whose weights count: best-val, last, or best-test (as MATE and EED report; flatters)")] = "best-val"
-    precision: Annotated[Literal["auto", "fp32", "bf16", "fp16"], Param("of arithmetic")] = "auto"
-    channels_last: Annotated[Literal["auto", True, False], Param("memory layout")] = "auto"
+                      Param("whose weights count: best-val, last, or best-test (it flatters)")] = "best-val"
+    precision: Annotated[Literal["auto", "fp32", "bf16", "fp16"],
+                         Param("auto, fp32, bf16 or fp16")] = "auto"
+    channels_last: Annotated[Literal["auto", True, False],
+                             Param("memory layout: auto, true or false")] = "auto"
     compile: Annotated[bool, Param("torch.compile the network")] = False
     seed: Annotated[int, Param("of weights, order, augmentation and dropout", 0, 2**32 - 1)] = 0
 
