@@ -17,7 +17,7 @@ from torch import Tensor
 from .backbones import evaluating
 from .core import check_value
 from .metrics import calibration_error
-from .models import MultiExitNet
+from .exits import MultiExitNet
 from .outputs import Outputs, as_temperature
 from multiexit_nb.policies import (
     P_VALUES,

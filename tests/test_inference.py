@@ -10,6 +10,7 @@ from scipy.optimize import minimize_scalar
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from multiexit_nb.analysis.leaving import classes_by_exit, overthinking, plot_budgeted, plot_classes, reliability
+from multiexit_nb.attach import attach_exits
 from multiexit_nb.backbones import register_backbone
 from multiexit_nb.core import InputError, seed_everything
 from multiexit_nb.data import halves, load_dataset
@@ -24,7 +25,7 @@ from multiexit_nb.inference import (
     exit_table,
     measure_early_exit,
 )
-from multiexit_nb.models import attach_exits, create_model, list_models
+from multiexit_nb.models import create_model, list_models
 from multiexit_nb.outputs import Outputs, list_criteria
 from multiexit_nb.policies import (
     P_VALUES,
