@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['STATES', 'read_grid', 'Cell', 'cell_id', 'cells', 'checked', 'Desk', 'work', 'clock', 'progress_of', 'plain_table',
-           'Sweep', 'num_workers', 'seat_env', 'local_pool', 'cluster_of', 'read_cluster', 'cluster_pool', 'live',
-           'arguments', 'main']
+           'Sweep', 'taken_over', 'num_workers', 'seat_env', 'local_pool', 'cluster_of', 'read_cluster', 'cluster_pool',
+           'live', 'arguments', 'main']
 
 # %% ../nbs/47_sweep.ipynb #c02
 import concurrent.futures as cf
@@ -266,30 +266,21 @@ _ALIKE = ("dataset", "image_size", "model", "model_args", "exits", "batch_size",
 
 @patch
 def decided(self: Sweep, cell: Cell) -> dict | None:
-    "Precision and layout that another run of this kind came to; {} where nothing is open; None while that is being measured."
-    p, kind = cell.parameters, lambda c: [c.parameters.get(k) for k in _ALIKE]
-    if "auto" not in (p.get("precision", "auto"), p.get("channels_last", "auto")) or torch.cuda.is_available(): return {}   # known of a GPU
+    "Precision, layout and threads of another run of this kind; {} where there is none; None while the first two are being measured."
+    if torch.cuda.is_available(): return {}   # known of a GPU
+    def kind(c): return [c.parameters.get(k) for k in _ALIKE]
     others = [c for c in self.cells if c.id != cell.id and kind(c) == kind(cell)]
+    measured = "auto" in (cell.parameters.get("precision", "auto"), cell.parameters.get("channels_last", "auto"))
     for c in others:
         try: found = self.desk.run(c).about.get("decided")
         except InputError: continue
-        if found: return dict(precision=found["precision"], channels_last=str(found["channels_last"]).lower())
-    return None if any(c.id in self.running for c in others) else {}
+        if found: return {n: found[n] for n in ("precision", "channels_last", "threads") if n in found}
+    return None if measured and any(c.id in self.running for c in others) else {}
 
-@patch
-def ready(self: Sweep) -> list[Cell]:
-    "Cells that could be started now, with what is waited for left out."
-    return [c for c in self.cells if self.state(c) in ("waiting", "interrupted") and all(self.state(self.by_id[t]) == "finished" for t in c.after)]
-
-@patch
-def take(self: Sweep, cell: Cell, said: str, tries: int = 3):
-    "What came of a cell that was given out."
-    if said.startswith("failed"): self.lines[cell.id] = said.removeprefix("failed: ")
-    if said != "interrupted": return
-    epoch = progress_of(self.desk, cell).get("epoch")
-    before, n = self.falls.get(cell.id, (None, 0))
-    self.falls[cell.id] = (epoch, n + 1 if epoch == before else 1)
-    if self.falls[cell.id][1] >= tries: self.lines[cell.id] = f"its process died {tries} times at the same place (killed, or out of memory)"
+def taken_over(decided: dict) -> tuple[dict, dict]:
+    "Parameters and environment of a run that shall be as fast, and as precise, as another."
+    parameters = {n: str(v).lower() for n, v in decided.items() if n != "threads"}
+    return parameters, {"MULTIEXIT_THREADS": str(decided["threads"])} if decided.get("threads") else {}
 
 # %% ../nbs/47_sweep.ipynb #run
 @patch
@@ -305,8 +296,9 @@ def run(self: Sweep, workers: int = 0,      # processes here; 0: as many as fit
                     if seats is not None and not seats: break
                     more = self.decided(cell)
                     if more is None: continue
-                    seat = seats.pop(0) if seats else {}
-                    self.running[cell.id] = submit(work, cell, str(self.desk.folder), seat_env(seat, cell), more), seat
+                    seat, (parameters, env) = seats.pop(0) if seats else {}, taken_over(more)
+                    env = seat_env(seat, cell) | env
+                    self.running[cell.id] = submit(work, cell, str(self.desk.folder), env, parameters), seat
                 if not self.running and not {self.state(c) for c in self.cells} & {"running", "interrupted", "waiting"}: break
                 if self.running: cf.wait([f for f, _ in self.running.values()], timeout=every, return_when=cf.FIRST_COMPLETED)
                 else: time.sleep(every)          # another sweep is at the rest, or looks at it

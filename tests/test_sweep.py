@@ -225,8 +225,9 @@ def test_what_auto_comes_to_holds_for_all_of_a_kind(stand_in):
     s.running[a.id] = None
     assert s.decided(b) is None, "it is being measured"
     (stand_in/a.id).mkdir()
-    (stand_in/a.id/"params.json").write_text(json.dumps(dict(parameters={}, decided=dict(precision="fp32", channels_last=True, why="measured"))))
-    assert s.decided(b) == dict(precision="fp32", channels_last="true")
+    (stand_in/a.id/"params.json").write_text(json.dumps(dict(parameters={}, decided=dict(precision="fp32", channels_last=True, why="measured", threads=2))))
+    assert sweep.taken_over(s.decided(b)) == (dict(precision="fp32", channels_last="true"), dict(MULTIEXIT_THREADS="2"))
+    assert sweep.taken_over(dict(precision="fp32", channels_last=True, threads=0))[1] == {} == sweep.taken_over({})[0]
     assert Sweep(grid(), stand_in).decided(Sweep(grid(), stand_in).cells[0]) == {}
 
 

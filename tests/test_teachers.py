@@ -369,10 +369,11 @@ def test_auto_weighs_the_phases_by_their_length(epochs, best, data, monkeypatch)
     "Heads like plain float32, the student bfloat16: what counts is the time of the whole training."
     net, method, _ = make("dih", data, heads_epochs=epochs[0])
     before, rng, timed = ({k: v.clone() for k, v in method.ready(net).state_dict().items()}, torch.get_rng_state(), set())
-    def timer(phase, m, x, y, precision, channels_last):
+    def timer(objective, x, y, choice):
+        phase, m = objective.phase, objective.method
         timed.add((phase.name, type(phase.learner).__name__))
         assert phase.learner is not net and phase.learner is not method.heads and m is not method     # copies
-        fast = (precision, channels_last) == dict(heads=("fp32", False), student=("bf16", True))[phase.name]
+        fast = (choice.precision, choice.channels_last) == dict(heads=("fp32", False), student=("bf16", True))[phase.name]
         return lambda: .5 if fast else 1.
     monkeypatch.setattr(speed, "_timer", timer)
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
