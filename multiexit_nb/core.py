@@ -7,7 +7,8 @@ __all__ = ['MultiExitOutput', 'OneLine', 'InputError', 'brief', 'unknown', 'chec
            'pick_device', 'seed_everything', 'rng_state', 'set_rng_state', 'atomic_write', 'progress']
 
 # %% ../nbs/00_core.ipynb #c02
-import configparser, difflib, os, random, sys
+import configparser, contextlib, difflib, os, random, secrets, sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +24,8 @@ class MultiExitOutput:
     features: tuple[Tensor, ...] = ()   # M tensors (B, D_m): what each exit's classifier sees
 
     @property
-    def num_exits(self) -> int: return self.logits.shape[0]
+    def num_exits(self) -> int:
+        return self.logits.shape[0]
 
     def float(self) -> "MultiExitOutput":
         "The same in float32: losses are computed so under mixed precision."
@@ -40,8 +42,10 @@ class MultiExitOutput:
 # %% ../nbs/00_core.ipynb #oneline
 class OneLine(Exception):
     "An error that IPython shows as one line."
-    def _render_traceback_(self): return [f"{type(self).__name__}: {self}"]
+    def _render_traceback_(self):
+        return [f"{type(self).__name__}: {self}"]
 
+# %% ../nbs/00_core.ipynb #inputerror
 class InputError(OneLine, ValueError):
     "Wrong input from the user."
 
@@ -67,14 +71,17 @@ def unknown(kind: str,      # what the name should have been, e.g. "method"
 
 # %% ../nbs/00_core.ipynb #check-value
 def check_value(name: str, value, ok: bool, expected: str):
-    "`value` if it is `ok`, else one line saying what was expected."
-    if not ok: raise InputError(f"{name}={brief(value)}: expected {expected}")
+    "`value` if it is `ok`. Raises InputError if not, saying what was expected."
+    if not ok:
+        raise InputError(f"{name}={brief(value)}: expected {expected}")
     return value
 
 # %% ../nbs/00_core.ipynb #registry
 class Registry:
     "Things by name, registered with a decorator."
-    def __init__(self, kind: str): self.kind, self._items = kind, {}
+    def __init__(self, kind: str):
+        self.kind = kind
+        self._items = {}
 
     def __call__(self, name: str, **info):
         "Decorator: register under `name`; `info` is kept beside the thing as `thing.info`."
@@ -82,99 +89,160 @@ class Registry:
             old = self._items.get(name)
             if old is not None and old.__qualname__ != thing.__qualname__:
                 raise ValueError(f"{self.kind} {name!r} is already {old.__module__}.{old.__qualname__}")
-            thing.info, thing.name = info, name
-            if old is None or old.__module__ != "__main__" or thing.__module__ == "__main__": self._items[name] = thing
+            thing.info = info
+            thing.name = name
+            if old is None or old.__module__ != "__main__" or thing.__module__ == "__main__":
+                self._items[name] = thing
             return thing
         return register
 
     def __getitem__(self, name: str):
-        if name not in self._items: raise unknown(self.kind, name, self._items)
+        if name not in self:
+            raise unknown(self.kind, name, self._items)
         return self._items[name]
 
-    def __contains__(self, name: str) -> bool: return name in self._items
+    def __contains__(self, name: str) -> bool:
+        return isinstance(name, str) and name in self._items
 
     def names(self) -> list[str]:
         "All names, sorted."
         return sorted(self._items)
 
 # %% ../nbs/00_core.ipynb #project-root
+_SECTION = "multiexit_nb"
+
+def _is_root(folder: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return f"[{_SECTION}]".encode() in (folder/"settings.ini").read_bytes()
+    return False
+
 def project_root() -> Path:
     "The folder that holds the workbench's settings.ini."
     if env := os.environ.get("MULTIEXIT_ROOT"):
         check_value("MULTIEXIT_ROOT", env, Path(env).is_dir(), "an existing folder")
         return Path(env).resolve()
-    try: source = Path(__file__).resolve().parent.parent
-    except NameError: source = Path.cwd()
-    for folder in (Path.cwd(), *Path.cwd().parents, source):
-        f = folder/"settings.ini"
-        if f.is_file() and "[multiexit_nb]" in f.read_text(): return folder
-    return Path.cwd()
+    here = Path.cwd()
+    source = Path(__file__).resolve().parent.parent if "__file__" in globals() else here
+    return next((folder for folder in (here, *here.parents, source) if _is_root(folder)), here)
 
-# %% ../nbs/00_core.ipynb #settings
+# %% ../nbs/00_core.ipynb #read-ini
 _DEFAULTS = dict(datasets="data/datasets", runs="data/runs", device="auto", workers="auto", threads="auto")
 
+def _read_ini(file: Path) -> dict[str, str]:
+    "The entries of a settings.ini. Raises InputError if it cannot be read as one."
+    ini = configparser.ConfigParser(interpolation=None)
+    try:
+        ini.read_string(file.read_text(encoding="utf-8-sig"))
+        given = dict(ini[_SECTION])
+    except FileNotFoundError:
+        return {}
+    except KeyError:
+        raise InputError(f"{file} has no section [{_SECTION}]") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{file} cannot be read: it is not UTF-8") from None
+    except (OSError, configparser.Error) as e:
+        raise InputError(f"{file} cannot be read: {' '.join(str(e).split())[:150]}") from None
+    for name in given:
+        if name not in _DEFAULTS:
+            raise unknown(f"entry in {file}:", name, _DEFAULTS)
+    return given
+
+# %% ../nbs/00_core.ipynb #settings
 def settings() -> dict:
     "settings.ini with `MULTIEXIT_…` environment variables over it; folders absolute, numbers as int."
-    root, ini = project_root(), configparser.ConfigParser()
-    ini.read(root/"settings.ini")
-    given = dict(ini["multiexit_nb"]) if ini.has_section("multiexit_nb") else {}
-    for name in given:
-        if name not in _DEFAULTS: raise unknown(f"entry in {root/'settings.ini'}:", name, _DEFAULTS)
-    s = {k: os.environ.get(f"MULTIEXIT_{k.upper()}", given.get(k, d)).strip() for k, d in _DEFAULTS.items()}
-    for k in ("datasets", "runs"): s[k] = (root/Path(s[k]).expanduser()).resolve()
-    check_value("workers", s["workers"], s["workers"].isdigit() or s["workers"] == "auto", "auto or a whole number ≥ 0")
-    s["workers"] = min(os.cpu_count() or 1, 8) if s["workers"] == "auto" else int(s["workers"])
-    check_value("threads", s["threads"], s["threads"].strip("0").isdigit() or s["threads"] == "auto", "auto or a whole number ≥ 1")
-    s["threads"] = 0 if s["threads"] == "auto" else int(s["threads"])
+    root = project_root()
+    given = _DEFAULTS | _read_ini(root/"settings.ini")
+    s = {k: (os.environ.get(f"MULTIEXIT_{k.upper()}", "").strip() or v.strip()) for k, v in given.items()}
+    for k in ("datasets", "runs"):
+        check_value(k, s[k], s[k] and "\0" not in s[k], "a folder")
+        try:
+            s[k] = (root/Path(s[k]).expanduser()).resolve()
+        except (RuntimeError, OSError):         # ~somebody who is not known here
+            raise InputError(f"{k}={s[k]!r}: no such folder can be made") from None
+    s["workers"] = _number("workers", s["workers"], 0, auto=min(os.cpu_count() or 1, 8))
+    s["threads"] = _number("threads", s["threads"], 1, auto=0)
     return s
 
+def _number(name: str, text: str, low: int, auto: int) -> int:
+    "A whole number from `low`, or what `auto` stands for."
+    if text == "auto":
+        return auto
+    ok = text.isdecimal() and len(text) < 5 and int(text) >= low
+    return int(check_value(name, text, ok, f"auto or a whole number from {low} to 9999"))
+
 # %% ../nbs/00_core.ipynb #pick-device
-def pick_device(name: str = "auto"   # "auto" takes settings.ini's device, and where that is auto too: CUDA, else Apple's MPS, else the CPU
+def _devices() -> list[str]:
+    "The kinds of devices of this machine, the fastest first."
+    there = dict(cuda=torch.cuda.is_available(), mps=torch.backends.mps.is_available(), cpu=True)
+    return [name for name, found in there.items() if found]
+
+def pick_device(name: str = "auto"   # auto: as settings.ini has it; where that is auto too, the fastest
                ) -> torch.device:
-    "The device to work on; one line if it is not there."
-    if name == "auto": name = settings()["device"]
-    if name == "auto": name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try: device = torch.device(name)
-    except RuntimeError: raise unknown("device", name, ["auto", "cpu", "cuda", "cuda:1", "mps"]) from None
-    there = {"cpu": True, "cuda": torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
-             "mps": torch.backends.mps.is_available()}
-    check_value("device", name, there.get(device.type, False), f"a device of this machine ({', '.join(d for d in there if there[d])})")
+    "The device to work on. Raises InputError if it is not there."
+    if name == "auto":
+        name = settings()["device"]
+    found = _devices()
+    if name == "auto":
+        name = found[0]
+    try:
+        device = torch.device(name)
+    except (RuntimeError, TypeError):
+        raise unknown("device", name, ["auto", "cpu", "cuda", "cuda:1", "mps"]) from None
+    numbers = torch.cuda.device_count() if device.type == "cuda" else 1
+    there = device.type in found and (device.index or 0) < numbers
+    check_value("device", name, there, f"a device of this machine ({', '.join(reversed(found))})")
     return device
 
 # %% ../nbs/00_core.ipynb #seed-everything
 def seed_everything(seed: int):
     "Seed Python, NumPy and PyTorch (all devices)."
     check_value("seed", seed, isinstance(seed, int) and 0 <= seed < 2**32, "a whole number from 0 to 2³²−1")
-    random.seed(seed); np.random.seed(seed); torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
 
 # %% ../nbs/00_core.ipynb #rng-state
 def rng_state() -> dict:
     "The random states of PyTorch (CPU and CUDA), NumPy and Python, as tensors and plain values."
-    py, np_ = random.getstate(), np.random.get_state()
-    return dict(torch=torch.get_rng_state(), cuda=torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-                numpy=[np_[0], torch.from_numpy(np_[1].astype(np.int64)), *np_[2:]], python=[py[0], list(py[1]), py[2]])
+    version, numbers, gauss = random.getstate()
+    name, keys, *place = np.random.get_state()
+    return dict(torch=torch.get_rng_state(),
+                cuda=torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+                numpy=[name, torch.from_numpy(keys.astype(np.int64)), *place],
+                python=[version, list(numbers), gauss])
 
+# %% ../nbs/00_core.ipynb #set-rng-state
 def set_rng_state(state: dict):
     "Go back to what `rng_state` returned."
     torch.set_rng_state(state["torch"])
     if state["cuda"] and torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])
-    n, p = state["numpy"], state["python"]
-    np.random.set_state((n[0], n[1].numpy().astype(np.uint32), *n[2:])); random.setstate((p[0], tuple(p[1]), p[2]))
+    name, keys, *place = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *place))
+    version, numbers, gauss = state["python"]
+    random.setstate((version, tuple(numbers), gauss))
 
 # %% ../nbs/00_core.ipynb #atomic-write
-def atomic_write(path: Path,   # where the file shall be
-                 write         # called with a temporary path beside it
+def atomic_write(path: Path,                            # where the file shall be
+                 write: Callable[[Path], object],       # called with a temporary path beside it
+                 seal: Callable[[Path], object] = bool  # called with it again, when it is whole
                 ):
-    "Write a file completely or not at all: `write(tmp)`, flush to disk, rename."
-    path = Path(path); tmp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    "Write a file completely or not at all. Raises InputError if the disk does not take it."
+    path = Path(path)
+    tmp = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(tmp, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))     # never through a link
         write(tmp)
-        with open(tmp, "rb+") as f: os.fsync(f.fileno())
+        with open(tmp, "rb+") as f:
+            os.fsync(f.fileno())
+        seal(tmp)
         os.replace(tmp, path)
-    except OSError as e: raise InputError(f"cannot write {path}: {e.strerror or e}") from e
-    finally: tmp.unlink(missing_ok=True)
+    except OSError as e:
+        raise InputError(f"cannot write {path}: {e.strerror or e}") from e
+    finally:
+        with contextlib.suppress(OSError):
+            tmp.unlink(missing_ok=True)
 
 # %% ../nbs/00_core.ipynb #in-notebook
 def _in_notebook() -> bool:
@@ -184,7 +252,8 @@ def _in_notebook() -> bool:
 def progress(iterable=None, *, total=None, desc="", unit="it", **kw):
     "A tqdm bar: in a terminal as ever, in a notebook one display that is updated in place."
     from tqdm import tqdm
-    return (_notebook_bar() if _in_notebook() else tqdm)(iterable, total=total, desc=desc, unit=unit, **{"mininterval": 0.5, **kw})
+    bar = _notebook_bar() if _in_notebook() else tqdm
+    return bar(iterable, total=total, desc=desc, unit=unit, **{"mininterval": 0.5, **kw})
 
 # %% ../nbs/00_core.ipynb #notebook-bar
 def _notebook_bar():
@@ -195,9 +264,15 @@ def _notebook_bar():
     from tqdm import tqdm
 
     class NotebookBar(tqdm):
-        def __init__(self, *a, **kw): self._shown = None; super().__init__(*a, **{**kw, "file": io.StringIO(), "ncols": 110, "ascii": " ▏▎▍▌▋▊▉█"})
+        _shown = None
+
+        def __init__(self, *a, **kw):
+            super().__init__(*a, **{**kw, "file": io.StringIO(), "ncols": 110, "ascii": " ▏▎▍▌▋▊▉█"})
+
         def display(self, msg=None, pos=None):
             text = {"text/plain": str(self) if msg is None else msg}
-            if self._shown is None: self._shown = display(text, raw=True, display_id=True)
-            else: self._shown.update(text, raw=True)
+            if self._shown is None:
+                self._shown = display(text, raw=True, display_id=True)
+            else:
+                self._shown.update(text, raw=True)
     return NotebookBar

@@ -15,7 +15,7 @@ from torch.func import functional_call, grad, jvp
 from torch.overrides import TorchFunctionMode
 
 from .losses import cross_entropy
-from .models import plain_gradient
+from .exits import plain_gradient
 
 # %% ../nbs/33_hypergradient.ipynb #normalise
 class _Normalise(torch.autograd.Function):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .core import InputError
 from .losses import kd, labelled_mean
 from .methods import Method
-from .models import MultiExitNet
+from .exits import MultiExitNet
 from .parameters import Param
 
 # %% ../nbs/32_teachers.ipynb #with-stages

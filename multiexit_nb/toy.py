@@ -15,7 +15,7 @@ from .backbones import Backbone
 from .figures import MARKERS, exit_colours, figure
 from .losses import cross_entropy
 from .methods import Method, Phase, Step, create_method
-from .models import Head, MultiExitNet
+from .exits import Head, MultiExitNet
 
 # %% ../nbs/31_toy.ipynb #toynet
 class ToyNet(MultiExitNet):

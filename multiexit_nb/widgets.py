@@ -25,7 +25,8 @@ from .core import InputError, pick_device, settings, unknown
 from .data import list_datasets
 from .figures import GREY, exit_colours, figure
 from .methods import _discover, _preset, hyperparameters, list_methods
-from .models import list_exits, list_models
+from .exits import list_exits
+from .models import list_models
 from .runs import Run, list_runs, tidy
 from .training import load_checkpoint, train
 

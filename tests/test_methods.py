@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from multiexit_nb import methods
 from multiexit_nb.core import InputError, MultiExitOutput
+from multiexit_nb.exits import Head
 from multiexit_nb.methods import (
     Method,
     Step,
@@ -29,7 +30,6 @@ from multiexit_nb.methods import (
 )
 from multiexit_nb.methods.hdkd import Adam, onto_simplex
 from multiexit_nb.methods.mate import mix_teachers
-from multiexit_nb.models import Head
 from multiexit_nb.parameters import Param
 from multiexit_nb.toy import ToyNet, toy_run
 

@@ -75,12 +75,17 @@ def test_nothing_half_written_counts_as_finished():
     run, _, _ = finished()
     (run.path/"outputs.safetensors").write_bytes(b"\x10")
     with pytest.raises(InputError, match="outputs.safetensors is damaged"): run.outputs()
+    again, whole = Run.load(run.id), (run.path/"result.json").read_bytes()
     (run.path/"result.json").unlink()
-    again = Run.load(run.id)
-    assert not again.finished and list_runs().state.tolist() == ["unfinished"]
+    with pytest.raises(InputError, match="result.json is damaged: it is missing"):
+        Run.load(run.id).finished  # noqa: B018
+    (run.path/"result.json").write_bytes(whole[:-20])
+    with pytest.raises(InputError, match="result.json is damaged"):
+        again.result  # noqa: B018
     (run.path/"params.json").write_text('{"parameters": ')
-    with pytest.raises(InputError, match="params.json is damaged"): Run.load(run.path)
-    assert len(list_runs()) == 0
+    with pytest.raises(InputError, match="params.json is damaged"):
+        Run.load(run.path)
+    assert list_runs().state.tolist() == ["damaged"] and "params.json is damaged" in list_runs().note[0]
 
 
 def test_runs_that_cannot_be(tmp_path, monkeypatch):

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ..core import InputError, MultiExitOutput, Registry, check_value, unknown
 from ..losses import cross_entropy
-from ..models import MultiExitNet
+from ..exits import MultiExitNet
 from ..parameters import Parameter, describe_parameters, parameters_of
 
 # %% ../../nbs/30_method.ipynb #task

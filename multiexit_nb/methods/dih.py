@@ -18,7 +18,7 @@ from ..core import MultiExitOutput
 from ..losses import kd, labelled_mean, pairwise_kl
 from . import Beside, Method, Phase, register
 from ..parameters import Param
-from ..models import ExitSpec, MultiExitNet, linear
+from ..exits import ExitSpec, MultiExitNet, linear
 from ..teachers import with_stages
 
 # %% ../../nbs/methods/dih.ipynb #heads

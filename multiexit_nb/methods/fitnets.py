@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..core import InputError, MultiExitOutput, check_value
 from ..losses import mse
 from . import Phase, register
-from ..models import MultiExitNet
+from ..exits import MultiExitNet
 from ..parameters import Param
 from ..teachers import Taught, stage_maps, with_stages
 

@@ -19,7 +19,7 @@ from ..core import InputError, MultiExitOutput
 from ..losses import kl, labelled_mean
 from . import Method, Phase, register
 from ..parameters import Param
-from ..models import MultiExitNet
+from ..exits import MultiExitNet
 
 # %% ../../nbs/methods/imta.ipynb #withteacher
 @dataclass(frozen=True)
