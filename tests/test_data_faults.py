@@ -106,6 +106,12 @@ def test_shards_with_other_columns(tmp_path):
     refused(f"parquet:{tmp_path}", "train-1.parquet has no column label, which train-0.parquet has", tmp_path)
 
 
+def test_a_shard_that_is_missing(tmp_path):
+    name = layouts.parquet(tmp_path)
+    (tmp_path/"toy"/"data"/"train-00000-of-00002.parquet").unlink()
+    refused(name, "data is not complete: train-00000-of-00002 is missing", tmp_path)
+
+
 def test_shards_with_more_columns_are_read(tmp_path):
     write(tmp_path, IMAGES, [0, 1]*6)
     table = pa.table({"id": range(12), "label": pa.array([0, 1]*6, pa.int8()), "image": IMAGES})

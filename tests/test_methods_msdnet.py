@@ -12,10 +12,12 @@ from multiexit_nb.backbones import Backbone
 from multiexit_nb.core import InputError
 from multiexit_nb.exits import GlobalPool, Head, MultiExitNet, plain_gradient, scale_gradient
 from multiexit_nb.export import FinishedNet, segments
-from multiexit_nb.inference import Outputs, Policy, early_exit, simulate
+from multiexit_nb.inference import early_exit
 from multiexit_nb.methods import Method, Step, create_method, list_methods
 from multiexit_nb.models import create_model, model_options
 from multiexit_nb.msdnet import MSDNet
+from multiexit_nb.outputs import Outputs
+from multiexit_nb.policies import Policy, simulate
 
 K, B, SIZE = 4, 6, 16
 NAMES = list_methods()
