@@ -32,7 +32,7 @@ from multiexit_nb.core import (
 from .data import Split, Splits, halves
 from .evaluate import Evaluation, evaluate
 from .files import exists, opened, to_json, write_file
-from .methods import Phase, Step
+from .methods import CHANGES, Phase, Step, all_as_meant
 from .processes import of_each, of_first, process_mean, process_sum, rank_and_size, synchronise
 from .recipe import Recipe, learning_rate
 from .speed import Objective, SpeedChoice, decide, layout, use_threads
@@ -69,13 +69,15 @@ def identity(net, method, data: Splits, recipe: Recipe) -> dict:
     "What must be the same for a checkpoint to be gone on with."
     return dict(network=getattr(net, "name", type(net).__name__),
                 shapes={k: list(v.shape) for k, v in net.state_dict().items()},
-                method=method.name, hyperparameters=to_json(method.hyper), dataset=data.name,
+                method=method.name, changes=CHANGES, hyperparameters=to_json(method.hyper), dataset=data.name,
                 images=[len(s) for s in (data.train, data.val, data.test, data.unlabelled)],
                 recipe=to_json(dataclasses.asdict(recipe)))
 
 # %% ../nbs/43_training.ipynb #check-identity
 def check_identity(path, saved: dict, now: dict):
     "Raises InputError, saying in what a checkpoint differs, if it does."
+    values = all_as_meant(saved["method"], saved["hyperparameters"], saved.get("changes", 1))
+    saved = saved | dict(hyperparameters=to_json(values))
     for k in ("network", "method", "dataset", "hyperparameters", "images", "recipe", "shapes"):
         was, is_ = saved[k], now[k]
         if was == is_:
