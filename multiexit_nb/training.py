@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from .core import (InputError, MultiExitOutput, OneLine, atomic_write, check_value, pick_device, progress, rng_state,
                                seed_everything, set_rng_state)
 from .data import Split, Splits, halves
-from .evaluate import evaluate
+from .evaluate import Evaluation, evaluate
 from .methods import Step
 from .processes import of_each, of_first, process_mean, process_sum, rank_and_size, synchronise
 from .recipe import Recipe, learning_rate
@@ -194,13 +194,17 @@ def load_best(self: Training) -> int:
 
 # %% ../nbs/43_training.ipynb #score
 @patch
-def score(self: Training, split: str,    # "train", "val" or "test"
-          keep: bool = False) -> dict:
+def score(self: Training, split: str) -> dict:   # "train", "val" or "test"
     "Scores of the network, as it is, on a split."
+    return self.evaluation(split).scores
+
+@patch
+def evaluation(self: Training, split: str, keep: bool = False) -> Evaluation:   # keep: its outputs as well
+    "The network, as it is, on a split."
     d = self.decided
     method = self.method if self.phase == len(self.plan) - 1 else None
     return evaluate(self.learner, getattr(self.data, split), method, device=self.device, precision=d.precision,
-                    channels_last=d.channels_last, batch_size=max(256, self.recipe.batch_size), keep=keep)
+                    channels_last=d.channels_last, batch_size=max(256, self.recipe.batch_size), keep=split if keep else "")
 
 # %% ../nbs/43_training.ipynb #join
 def join(device: torch.device) -> torch.device:

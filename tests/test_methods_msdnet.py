@@ -10,7 +10,7 @@ from torch import nn
 from multiexit_nb.backbones import Backbone
 from multiexit_nb.core import InputError
 from multiexit_nb.export import FinishedNet, segments
-from multiexit_nb.inference import Policy, early_exit, simulate
+from multiexit_nb.inference import Outputs, Policy, early_exit, simulate
 from multiexit_nb.methods import Method, Step, create_method, list_methods
 from multiexit_nb.models import (
     GlobalPool,
@@ -343,11 +343,12 @@ def test_an_exit_sees_the_one_before(build):
 def test_real_early_exit_is_the_simulated_one(build, criterion):
     net, (x, _) = linked(build, 5.), images(n=40)
     logits = net(x).logits.detach()
+    said = Outputs(logits, torch.zeros(len(x), dtype=torch.long), "test")
     conf = logits.softmax(-1).amax(-1).sort(-1).values
     middle = ((conf[:, 19] + conf[:, 20])/2).tolist()
     for thresholds in ([middle[0], middle[1]], [float("inf"), middle[1]], [middle[0], float("inf")]) if criterion == "max" else ([1, 1],):
         policy = Policy((*thresholds, -float("inf")), criterion)
-        for a, b in zip(early_exit(net, x, policy), simulate(logits, policy), strict=True): assert torch.equal(a, b)
+        for a, b in zip(early_exit(net, x, policy), simulate(said, policy), strict=True): assert torch.equal(a, b)
 
 
 def test_a_chain_of_segments_hands_the_logits_on(build, tmp_path):

@@ -8,11 +8,11 @@ import pandas as pd
 import pytest
 import torch
 
-from multiexit_nb import experiment, runs
+from multiexit_nb import experiment
 from multiexit_nb.core import InputError
 from multiexit_nb.data import load_dataset
 from multiexit_nb.methods import describe_method, list_methods
-from multiexit_nb.runs import Run, list_runs, pack_outputs, published, published_for, tidy
+from multiexit_nb.runs import Run, list_runs, published, published_for, tidy
 from multiexit_nb.trainer import Recipe, train
 
 TINY = dict(dataset="digits", images_per_class=14, model="tiny", exits="sepconv", method="mate", epochs=2, batch_size=64, precision="fp32",
@@ -36,11 +36,11 @@ def test_a_run_answers_without_training():
     about = json.loads((run.path/"params.json").read_text())
     assert set(about) >= {"parameters", "versions", "commit", "started", "device", "decided"} and about["decided"]["precision"] == "fp32"
     out = again.outputs()
-    assert out["logits"].shape == (4, len(data.test), 10) and torch.equal(out["labels"], data.test.labels)
+    assert out.logits.shape == (4, len(data.test), 10) and torch.equal(out.labels, data.test.labels)
     x, _ = next(data.test.batches(len(data.test)))
     with torch.no_grad(): z = again.model()(x).logits
-    assert torch.allclose(z, out["logits"], atol=0.05)      # float16
-    assert again.outputs("val")["labels"].tolist() == data.val.labels.tolist()
+    assert torch.allclose(z, out.logits, atol=0.05)      # float16
+    assert again.outputs("val").labels.tolist() == data.val.labels.tolist()
     with pytest.raises(InputError, match="split='train'"): again.outputs("train")
     acc = 100*(z.argmax(-1) == data.test.labels).float().mean(1)
     assert again.result["test"]["top1"] == pytest.approx(acc.tolist(), abs=0.5)
@@ -92,14 +92,6 @@ def test_runs_that_cannot_be(tmp_path, monkeypatch):
     monkeypatch.setenv("MULTIEXIT_RUNS", str(tmp_path/"file"/"runs"))
     with pytest.raises(InputError, match="cannot write"): Run.create({})
     with pytest.raises(InputError, match="cannot write into"): experiment.prepare(TINY, set(TINY))
-
-
-def test_large_outputs_keep_the_ten_best(monkeypatch):
-    monkeypatch.setattr(runs, "MOST_LOGITS", 100)
-    z = torch.randn(2, 5, 40)
-    o = pack_outputs(z, torch.zeros(5))
-    assert o["values"].shape == o["classes"].shape == (2, 5, 10) and o["values"].dtype == torch.float16
-    assert torch.equal(o["classes"][..., 0].long(), z.argmax(-1))
 
 
 def test_tidy_skips_exits_without_a_teacher():

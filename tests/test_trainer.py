@@ -328,11 +328,12 @@ def test_loss_weights_are_learned_under_bf16_too(data):
 
 def test_evaluate_equals_counting(data):
     net, method = make(data)
-    s = evaluate(net, data.test, method, batch_size=17, keep=True)
-    z, y = s["logits"], s["labels"]
+    done = evaluate(net, data.test, method, batch_size=17, keep="test")
+    s, z, y = done.scores, done.outputs.logits, done.outputs.labels
     assert torch.equal(y, data.test.labels) and not torch.allclose(z[0], z[1])
     assert s["top1"] == pytest.approx([100*float((z[m].argmax(-1) == y).float().mean()) for m in range(4)])
     assert s["anytime"][2] == pytest.approx(100*float((z[:3].softmax(-1).mean(0).argmax(-1) == y).float().mean()))
+    assert s["anytime_logits"][2] == pytest.approx(100*float((z[:3].mean(0).argmax(-1) == y).float().mean()))
     assert s["top5"] == pytest.approx([100*float((z[m].topk(5).indices == y[:, None]).any(1).float().mean()) for m in range(4)])
     teacher = method.teacher_logits(MultiExitOutput(z, evaluate_features(net, data)))
     assert s["teacher_top1"] == pytest.approx([100*float((t[0].argmax(-1) == y).float().mean()) for t in teacher], abs=0.6)

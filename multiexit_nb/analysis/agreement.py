@@ -11,12 +11,12 @@ import numpy as np
 
 from ..core import check_value, unknown
 from ..figures import figure
+from ..outputs import Outputs
 
 # %% ../../nbs/55_agreement.ipynb #answers
-def answers(outputs: dict) -> np.ndarray:   # (M, N)
-    "The classes that the exits answer, from `Run.outputs`."
-    if "logits" in outputs: return np.stack([z.argmax(-1).numpy() for z in outputs["logits"]])
-    return outputs["classes"][..., 0].long().numpy()
+def answers(outputs: Outputs) -> np.ndarray:   # (M, N)
+    "The classes that the exits answer."
+    return outputs.answers.numpy()
 
 def checked(given, labels, what: str = "answers"):
     "Whole numbers ≥ 0, one per label."

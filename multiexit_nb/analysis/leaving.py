@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..core import check_value
 from ..figures import GREY, MARKERS, exit_colours, figure
-from ..inference import Outputs, as_temperature
+from ..inference import Outputs
 
 # %% ../../nbs/53_leaving.ipynb #plot-budgeted
 def plot_budgeted(curve,             # DataFrame of `budgeted_batch`
@@ -36,7 +36,7 @@ def plot_budgeted(curve,             # DataFrame of `budgeted_batch`
 def overthinking(outputs: Outputs):
     "Per exit, in % of the images: right, spoiled (right here, wrong at the last), gained (the mirror), right at any exit so far."
     import pandas as pd
-    right = outputs.logits.argmax(-1) == outputs.labels
+    right = outputs.right
     last, percent = right[-1], lambda mask: 100*mask.double().mean(-1).numpy()
     return pd.DataFrame(dict(right=percent(right), spoiled=percent(right & ~last), gained=percent(~right & last),
                              right_somewhere=percent(right.long().cummax(0).values.bool())),
@@ -61,7 +61,7 @@ def classes_by_exit(outputs: Outputs,
     import pandas as pd
     check_value("exits", tuple(exits.shape), exits.shape == outputs.labels.shape, f"one per image ({len(outputs)})")
     y, M = outputs.labels, outputs.num_exits
-    names = class_names or [str(c) for c in range(outputs.logits.shape[-1])]
+    names = class_names or [str(c) for c in range(outputs.num_classes)]
     rows = []
     for c in y.unique().tolist():
         here = y == c
@@ -86,9 +86,8 @@ def reliability(outputs: Outputs, temperature=None,   # one per exit, from `fit_
     "Confidence (largest probability) and accuracy by exit and bin, both from 0 to 1; empty bins are left out."
     import pandas as pd
     rows = []
-    for m, (z, t) in enumerate(zip(outputs.logits.float(), as_temperature(temperature, outputs.num_exits), strict=True), 1):
-        sure, answer = (z/t).softmax(-1).max(-1)
-        right, which = answer == outputs.labels, (sure*bins).long().clamp(max=bins - 1)
+    for m, (sure, right) in enumerate(zip(outputs.confidence("max", temperature), outputs.right, strict=True), 1):
+        which = (sure*bins).long().clamp(max=bins - 1)
         for b in which.unique().tolist():
             here = which == b
             rows.append(dict(exit=m, low=b/bins, high=(b + 1)/bins, images=int(here.sum()), confidence=sure[here].mean().item(),
