@@ -29,11 +29,11 @@ class Question:
     arm: Annotated[str, Param("the name of a line of runs")]
     expect: Annotated[Literal["higher", "lower", "same"], Param("what the claim says of arm minus against")]
     against: Annotated[str, Param("another line of runs; empty: 0")] = ""
-    metric: Annotated[str, Param("of a run: top1, top5, anytime, or something logged, as weights/1")] = "top1"
-    minus: Annotated[str, Param("a metric to take away from it, of the same run; empty: none")] = ""
+    metric: Annotated[str, Param("top1, top5, anytime, or something logged: weights/1")] = "top1"
+    minus: Annotated[str, Param("a metric to take away, of the same run; empty: none")] = ""
     exit: Annotated[int, Param("from 1; 0: the mean over exits", low=0, high=1000)] = 0
-    split: Annotated[Literal["test", "val", "train"], Param("test: the final scores; else: by epoch")] = "test"
-    over: Annotated[Literal["last", "mean", "std"], Param("of the epochs, where it is logged by epoch")] = "last"
+    split: Annotated[Literal["test", "val", "train"], Param("test: final scores; else by epoch")] = "test"
+    over: Annotated[Literal["last", "mean", "std"], Param("of the epochs, if logged by epoch")] = "last"
     level: Annotated[float, Param("without another arm: the number to compare with")] = 0.
     margin: Annotated[float, Param("what the difference must exceed", low=0)] = 0.
     interest: Annotated[float, Param("the smallest difference that matters", low=0)] = 1.
@@ -120,7 +120,7 @@ def _checked(study: Study) -> Study:
 
 # %% ../nbs/67_studies.ipynb #interval
 def interval(d, questions: int = 1) -> tuple[float, float]:   # d: differences, one per seed
-    "The two-sided 95 % interval of the mean, for that many questions at once; infinite for fewer than two seeds."
+    "The 95 % interval of the mean, for that many questions at once; infinite for fewer than two seeds."
     from scipy import stats
     d = np.asarray(d, float)
     if len(d) < 2:
@@ -204,7 +204,7 @@ def _write_parquet(path: Path, table, about: dict):
 # %% ../nbs/67_studies.ipynb #read-results
 def read_results(name: str     # of a study, or a file
                 ) -> tuple:    # (DataFrame, dict)
-    "The numbers of a study, and what stands beside them. Raises InputError if there are none, or they are damaged."
+    "The numbers of a study, and what stands beside. Raises InputError if there are none, or damaged ones."
     import pyarrow.parquet as pq
     file = Path(name) if str(name).endswith(".parquet") else results_file(name)
     if not file.is_file():
@@ -223,7 +223,8 @@ def values(results, arm: str, metric: str, question: Question):
     if question.exit:
         t = t[t["exit"] == question.exit]
     if not len(t):
-        raise InputError(f"{question.claim}: {arm} has no {metric} on {question.split} at exit {question.exit}")
+        where = f"on {question.split} at exit {question.exit}"
+        raise InputError(f"{question.claim}: {arm} has no {metric} {where}")
     by_epoch = t.groupby(["seed", "epoch"], observed=True).value.mean().unstack()
     if question.over == "last":
         return by_epoch.ffill(axis=1).iloc[:, -1]
@@ -240,7 +241,7 @@ def differences(results, question: Question) -> np.ndarray:
 
 # %% ../nbs/67_studies.ipynb #answers
 def verdicts(study: Study, results):
-    "A row per question: claim, question, n, difference, interval (low, high), p after Holm, verdict, seeds that would decide."
+    "A row per question: n, difference, its interval, p after Holm, verdict, and the seeds that would decide."
     import pandas as pd
     rows = []
     for claim in dict.fromkeys(q.claim for q in study.questions):
@@ -250,9 +251,9 @@ def verdicts(study: Study, results):
         for q, d, p in zip(asked, found, corrected, strict=True):
             low, high = interval(d, len(asked))
             verdict = verdict_of(low, high, q.expect, q.margin, q.interest)
-            rows.append(dict(claim=claim, question=q.text, n=len(d), difference=d.mean(), low=low, high=high, p=p,
-                             verdict=verdict or "undecided",
-                             seeds=None if verdict else seeds_to_decide(d, q, len(asked))))
+            seeds = None if verdict else seeds_to_decide(d, q, len(asked))
+            rows.append(dict(claim=claim, question=q.text, n=len(d), difference=d.mean(), low=low, high=high,
+                             p=p, verdict=verdict or "undecided", seeds=seeds))
     return pd.DataFrame(rows)
 
 # %% ../nbs/67_studies.ipynb #sentence
@@ -291,8 +292,9 @@ def plot_paired(table, against: str):   # of `paired_by_exit`
     for i, (arm, colour) in enumerate(zip(arms, exit_colours(max(2, len(arms))), strict=False)):
         t = table[table.arm == arm]
         shift = (i - (len(arms) - 1)/2)*.06
-        fig.add_scatter(x=(t["exit"] + shift).tolist(), y=t.difference.tolist(), name=arm, mode="lines+markers",
-                        line=dict(color=colour, width=2), marker=dict(symbol=MARKERS[i % len(MARKERS)], size=9),
+        marker = dict(symbol=MARKERS[i % len(MARKERS)], size=9)
+        fig.add_scatter(x=(t["exit"] + shift).tolist(), y=t.difference.tolist(), name=arm,
+                        mode="lines+markers", line=dict(color=colour, width=2), marker=marker,
                         error_y=dict(array=t.ci.tolist(), thickness=1, width=4))
     fig.add_hline(y=0, line=dict(color=GREY, dash="dash", width=1))
     return fig.update_xaxes(dtick=1)
@@ -306,8 +308,8 @@ def _program(argv: list[str] | None):
     import argparse
     p = argparse.ArgumentParser("multiexit-study", description="Run a study and keep its results.")
     p.add_argument("study", help="its name (data/studies), or a file")
-    p.add_argument("--folder", default="", help="for its runs (default: study-<name> in the runs folder)")
-    p.add_argument("--workers", type=int, default=0, metavar="N", help="processes here (default: as many as fit)")
+    p.add_argument("--folder", default="", help="of its runs (default: study-<name> in the runs folder)")
+    p.add_argument("--workers", type=int, default=0, metavar="N", help="processes (default: all that fit)")
     p.add_argument("--list", action="store_true", help="only show where it stands")
     return p.parse_args(argv)
 
