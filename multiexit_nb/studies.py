@@ -5,21 +5,23 @@
 # %% auto #0
 __all__ = ['Question', 'Study', 'studies_folder', 'list_studies', 'read_study', 'interval', 'verdict_of', 'seeds_to_decide',
            'rows_of_run', 'results_file', 'collect', 'read_results', 'values', 'differences', 'verdicts', 'sentence',
-           'by_exit', 'paired_by_exit', 'plot_paired', 'study_sweep', 'main']
+           'by_exit', 'paired_by_exit', 'plot_paired', 'bring', 'run_study', 'folder_of', 'main']
 
 # %% ../nbs/67_studies.ipynb #c02
-import json, math, sys
-from dataclasses import dataclass
+import json, math, os, sys
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
 
 from .analysis.statistics import holm, paired_p
-from .core import InputError, OneLine, atomic_write, check_value, project_root, settings, unknown
+from .core import InputError, OneLine, atomic_write, check_value, progress, project_root
+from .core import settings, unknown
+from .experiment import run_experiment
 from .parameters import Param, parameters_of, read_yaml
 from .runs import Run
-from .sweep import Sweep, live, read_grid
+from .sweep import Cell, cell_id, cells, read_grid
 
 # %% ../nbs/67_studies.ipynb #question
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class Study:
     questions: tuple       # of `Question`
     searched: tuple = ()   # seeds on which settings were searched, none of which is reported
     needs: str = "cpu"     # or "gpu"
+    splits: str = "one"    # for all runs, or "seed": every seed has its own
 
     @property
     def arms(self) -> dict[str, dict]:
@@ -68,6 +71,15 @@ class Study:
     def seeds(self) -> list[int]:
         return list(self.grid["grid"]["seed"])
 
+    @property
+    def cells(self) -> list[Cell]:
+        "The runs, named by their arms; those of one seed together."
+        found = cells(self.grid)
+        if self.splits == "one":
+            return found
+        own = [c.parameters | dict(split_seed=c.parameters["seed"]) for c in found]
+        return [replace(c, parameters=p, id=cell_id(p)) for c, p in zip(found, own, strict=True)]
+
 # %% ../nbs/67_studies.ipynb #list-studies
 def studies_folder() -> Path:
     return project_root()/"data"/"studies"
@@ -77,7 +89,7 @@ def list_studies() -> list[str]:
     return sorted(f.stem for f in studies_folder().glob("*.yaml"))
 
 # %% ../nbs/67_studies.ipynb #read-study
-_ENTRIES = ("about", "sweep", "questions", "searched", "needs")
+_ENTRIES = ("about", "sweep", "questions", "searched", "needs", "splits")
 
 def read_study(name: str             # one of `list_studies()`, or a file
               ) -> Study:
@@ -92,7 +104,7 @@ def read_study(name: str             # one of `list_studies()`, or a file
             raise unknown(f"entry of {file.name}:", entry, _ENTRIES)
     questions = tuple(_question(q) for q in said.get("questions") or [])
     study = Study(file.stem, said.get("about", ""), read_grid(said.get("sweep") or {}), questions,
-                  tuple(said.get("searched") or ()), said.get("needs", "cpu"))
+                  tuple(said.get("searched") or ()), said.get("needs", "cpu"), said.get("splits", "one"))
     return _checked(study)
 
 # %% ../nbs/67_studies.ipynb #check-study
@@ -113,6 +125,7 @@ def _checked(study: Study) -> Study:
             if arm not in study.arms:
                 raise unknown(f"arm in {q.claim}:", arm, study.arms)
     check_value("needs", study.needs, study.needs in ("cpu", "gpu"), "cpu or gpu")
+    check_value("splits", study.splits, study.splits in ("one", "seed"), "one or seed")
     seeds = check_value("grid", list(study.grid["grid"]), "seed" in study.grid["grid"], "a list of seeds")
     both = sorted(set(study.seeds) & set(study.searched)) if seeds else []
     check_value("seeds", both, not both, "none on which settings were searched")
@@ -177,10 +190,10 @@ def results_file(name: str) -> Path:
     "Where the results of a study are kept."
     return project_root()/"data"/"results"/f"{name}.parquet"
 
-def collect(study: Study, sweep: Sweep, file: Path | None = None) -> Path:
+def collect(study: Study, folder: Path, file: Path | None = None) -> Path:
     "Write the results of a study's finished runs; the file. Raises InputError if there are none."
     import pandas as pd
-    done = [(cell, sweep.desk.run(cell)) for cell in sweep.cells if sweep.state(cell) == "finished"]
+    done = [(c, Run(folder/c.id)) for c in study.cells if Run(folder/c.id).finished]
     if not done:
         raise InputError(f"{study.name}: no run has finished")
     table = pd.concat([rows_of_run(run, cell.name) for cell, run in done], ignore_index=True)
@@ -299,17 +312,40 @@ def plot_paired(table, against: str):   # of `paired_by_exit`
     fig.add_hline(y=0, line=dict(color=GREY, dash="dash", width=1))
     return fig.update_xaxes(dtick=1)
 
-# %% ../nbs/67_studies.ipynb #run-study
-def study_sweep(study: Study, folder: str = "") -> Sweep:
-    "The sweep of a study, in a folder of its own among the runs."
-    return Sweep(study.grid, folder or settings()["runs"]/f"study-{study.name}")
+# %% ../nbs/67_studies.ipynb #bring
+def bring(cell: Cell, folder: Path) -> str:
+    "Bring a run of a study to its end, in this process; from its checkpoint, if there is one."
+    run = Run(folder/cell.id)
+    if run.finished:
+        return cell.id
+    os.environ["MULTIEXIT_RUNS"] = str(folder)
+    begun = (run.path/"params.json").exists()
+    p = {"resume": cell.id} if begun else {**cell.parameters, "run_id": cell.id}
+    run_experiment(p, set(p), bar=False)
+    return cell.id
+
+def run_study(study: Study, folder: Path, workers: int = 1):
+    "Run what is missing of a study, some runs at a time, each by one thread."
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+    os.environ["OMP_NUM_THREADS"] = "1"
+    missing = [c for c in study.cells if not Run(folder/c.id).finished]
+    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+        waiting = [pool.submit(bring, c, folder) for c in missing]
+        for done in progress(waiting, desc=study.name, unit="run"):
+            done.result()
+
+# %% ../nbs/67_studies.ipynb #program
+def folder_of(study: Study) -> Path:
+    "Where a study's runs are: a folder of its own among the runs."
+    return Path(settings()["runs"])/f"study-{study.name}"
 
 def _program(argv: list[str] | None):
     import argparse
     p = argparse.ArgumentParser("multiexit-study", description="Run a study and keep its results.")
     p.add_argument("study", help="its name (data/studies), or a file")
     p.add_argument("--folder", default="", help="of its runs (default: study-<name> in the runs folder)")
-    p.add_argument("--workers", type=int, default=0, metavar="N", help="processes (default: all that fit)")
+    p.add_argument("--workers", type=int, default=os.cpu_count() or 1, metavar="N", help="runs at a time")
     p.add_argument("--list", action="store_true", help="only show where it stands")
     return p.parse_args(argv)
 
@@ -319,15 +355,16 @@ def main(argv: list[str] | None = None) -> int:
     a = _program(argv)
     try:
         study = read_study(a.study)
-        sweep = study_sweep(study, a.folder)
+        folder = Path(a.folder).resolve() if a.folder else folder_of(study)
         if not a.list:
-            sweep.run(a.workers, show=live())
-            sys.stdout.write(f"{collect(study, sweep)}\n")
+            run_study(study, folder, a.workers)
+            sys.stdout.write(f"{collect(study, folder)}\n")
     except (InputError, OneLine) as e:
         sys.stderr.write(f"{type(e).__name__}: {e}\n")
         return 1
     except KeyboardInterrupt:
         sys.stderr.write("interrupted: the same command goes on from the checkpoints\n")
         return 130
-    sys.stdout.write(f"{sweep.note}\n")
-    return 0 if all(sweep.state(c) == "finished" for c in sweep.cells) else 1
+    done = sum(Run(folder/c.id).finished for c in study.cells)
+    sys.stdout.write(f"{study.name}: {done} of {len(study.cells)} runs finished\n")
+    return 0 if done == len(study.cells) else 1
