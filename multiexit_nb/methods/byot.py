@@ -9,6 +9,7 @@ __all__ = ['BYOT']
 from typing import Annotated, Literal
 
 import torch
+from fastcore.basics import patch
 
 from ..core import check_value
 from ..losses import kd, labelled_mean, masked_mse, mse
@@ -42,18 +43,21 @@ class BYOT(Method):
         if beta:
             self.use_features()
 
-    def loss(self, out, targets):
-        ce, students, teacher = self.ce(out.logits, targets), out.logits[:-1], out.logits[-1].detach()
-        if self.distance == "kl":
-            l_z = kd(teacher, students, self.temperature, self.t_squared)
-        else:
-            l_z = mse(teacher, students)
-        terms = {"ce": ce[-1] + self.ce_weight * ce[:-1].sum(), "kd": self.alpha * labelled_mean(l_z, targets).sum()}
-        if self.beta:
-            F = torch.stack(out.features)
-            l_f = self.feature_distance(F[-1].detach(), F[:-1])
-            terms["feature"] = self.beta * labelled_mean(l_f, targets).sum()
-        return terms
+# %% ../../nbs/methods/byot.ipynb #byot-loss
+@patch
+def loss(self: BYOT, out, targets):
+    ce, students, teacher = self.ce(out.logits, targets), out.logits[:-1], out.logits[-1].detach()
+    if self.distance == "kl":
+        l_z = kd(teacher, students, self.temperature, self.t_squared)
+    else:
+        l_z = mse(teacher, students)
+    terms = {"ce": ce[-1] + self.ce_weight * ce[:-1].sum(), "kd": self.alpha * labelled_mean(l_z, targets).sum()}
+    if self.beta:
+        F = torch.stack(out.features)
+        l_f = self.feature_distance(F[-1].detach(), F[:-1])
+        terms["feature"] = self.beta * labelled_mean(l_f, targets).sum()
+    return terms
 
-    def teacher_logits(self, out):
-        return (out.logits[-1:],) * (self.task.num_exits - 1) + (out.logits[:0],)
+@patch
+def teacher_logits(self: BYOT, out):
+    return (out.logits[-1:],) * (self.task.num_exits - 1) + (out.logits[:0],)
