@@ -102,24 +102,29 @@ class DBT(Method):
         self.scale, self.labelled_share = factor / (task.num_exits if reduction == "mean" else 1), labelled_share(task)
         self.needs = frozenset({"unlabelled"}) if task.num_unlabelled else frozenset()
 
-    def loss(self, out, targets):
-        z, teachers = out.logits, out.logits[self.teaching].detach()
-        if self.distance == "kl":
-            pairs = pairwise_kl(teachers, z, self.temperature.tau)
-        else:
-            pairs = mse(teachers[:, None], z)
-        kd = (self.W[..., None] * pairs).sum((0, 1))   # (B,)
-        return {"ce": self.scale * self.ce(z, targets).sum(),
-                "kd": self.scale * self.alpha * semi_mean(kd, targets, self.labelled_share)}
+# %% ../../nbs/methods/dbt.ipynb #dbt-loss
+@patch
+def loss(self: DBT, out, targets):
+    z, teachers = out.logits, out.logits[self.teaching].detach()
+    if self.distance == "kl":
+        pairs = pairwise_kl(teachers, z, self.temperature.tau)
+    else:
+        pairs = mse(teachers[:, None], z)
+    kd = (self.W[..., None] * pairs).sum((0, 1))   # (B,)
+    return {"ce": self.scale * self.ce(z, targets).sum(),
+            "kd": self.scale * self.alpha * semi_mean(kd, targets, self.labelled_share)}
 
-    def after_step(self, out):
-        self.temperature.after_step(out.logits[self.teaching])
+@patch
+def after_step(self: DBT, out):
+    self.temperature.after_step(out.logits[self.teaching])
 
-    def record(self):
-        return {"temperature": self.temperature.tau.item()}
+@patch
+def record(self: DBT):
+    return {"temperature": self.temperature.tau.item()}
 
-    def teacher_logits(self, out):
-        return tuple(out.logits[self.teaching][w > 0] for w in self.W.T)
+@patch
+def teacher_logits(self: DBT, out):
+    return tuple(out.logits[self.teaching][w > 0] for w in self.W.T)
 
 # %% ../../nbs/methods/dbt.ipynb #movable
 @patch

@@ -9,6 +9,7 @@ __all__ = ['EED']
 from typing import Annotated, Literal
 
 import torch
+from fastcore.basics import patch
 
 from ..core import check_value
 from ..losses import kd, labelled_mean, mse
@@ -43,19 +44,23 @@ class EED(Method):
         if beta:
             self.use_features()
 
-    def ensemble(self, x):
-        "G: the mean over the teaching exits of logits or features, (M, B, …) -> (B, …), detached."
-        return x[[m - 1 for m in self.teacher_exits]].mean(0).detach()
+# %% ../../nbs/methods/eed.ipynb #eed-loss
+@patch
+def ensemble(self: EED, x):
+    "G: the mean over the teaching exits of logits or features, (M, B, …) -> (B, …), detached."
+    return x[[m - 1 for m in self.teacher_exits]].mean(0).detach()
 
-    def loss(self, out, targets):
-        z, T = out.logits, self.temperature
-        G = self.ensemble(z)
-        l_z = mse(G, z) if self.distance == "mse" else kd(G, z, T, self.t_squared)
-        terms = {"ce": self.ce(z, targets).sum(), "kd": self.alpha * labelled_mean(l_z, targets).sum()}
-        if self.beta:
-            F = torch.stack(out.features)
-            terms["feature"] = self.beta * labelled_mean(mse(self.ensemble(F), F), targets).sum()
-        return terms
+@patch
+def loss(self: EED, out, targets):
+    z, T = out.logits, self.temperature
+    G = self.ensemble(z)
+    l_z = mse(G, z) if self.distance == "mse" else kd(G, z, T, self.t_squared)
+    terms = {"ce": self.ce(z, targets).sum(), "kd": self.alpha * labelled_mean(l_z, targets).sum()}
+    if self.beta:
+        F = torch.stack(out.features)
+        terms["feature"] = self.beta * labelled_mean(mse(self.ensemble(F), F), targets).sum()
+    return terms
 
-    def teacher_logits(self, out):
-        return (self.ensemble(out.logits)[None],) * self.task.num_exits
+@patch
+def teacher_logits(self: EED, out):
+    return (self.ensemble(out.logits)[None],) * self.task.num_exits
