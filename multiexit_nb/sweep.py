@@ -18,6 +18,7 @@ from fastcore.basics import patch
 
 from . import experiment
 from .core import InputError, OneLine, check_value, project_root, settings, unknown
+from .parameters import read_yaml
 from .runs import Run
 
 # %% ../nbs/47_sweep.ipynb #read-grid
@@ -25,13 +26,12 @@ def read_grid(source,              # a YAML file, or a dict
               **base               # parameters for all cells, over those of the grid
              ) -> dict:            # with base, runs and grid
     "A grid, with its form checked."
-    import yaml
     if isinstance(source, dict): grid, where = dict(source), "the grid"
     else:
         where = str(source)
-        try: grid = yaml.safe_load(Path(source).read_text(encoding="utf-8"))
+        try: grid = read_yaml(Path(source).read_text(encoding="utf-8"), where)
         except OSError: raise InputError(f"no grid at {source}") from None
-        except (yaml.YAMLError, UnicodeDecodeError) as e: raise InputError(f"{where} is not YAML: {' '.join(str(e).split())[:150]}") from None
+        except UnicodeDecodeError: raise InputError(f"{where} is not text in UTF-8") from None
     check_value(where, type(grid).__name__, isinstance(grid, dict), "a map with base, runs and grid")
     for k in grid: check_value("entry", k, k in ("base", "runs", "grid"), "base, runs or grid")
     grid = dict(base={**(grid.get("base") or {}), **base}, runs=grid.get("runs") or [{}], grid=grid.get("grid") or {})
@@ -78,14 +78,12 @@ def _teacher(grid: dict, line: dict): return (line.get("method_args") or grid["b
 # %% ../nbs/47_sweep.ipynb #checked
 def checked(grid: dict) -> list[Cell]:
     "The cells, after every one has passed the checks of `train.ipynb`; the first that does not is one line."
-    declared = experiment.parameters_of(_notebook())
-    types, found = {n: t for n, t, _ in declared}, cells(grid)
-    for n in {n for c in found for n in c.parameters}:
-        if n not in types: raise unknown("parameter", n, types)
+    found = cells(grid)
+    for n in sorted({n for c in found for n in c.parameters}):
+        experiment.parameter(n)
         if n in ("run_id", "resume"): raise InputError(f"{n}: a sweep names its runs itself")
     for c in found:
-        p = {n: v for n, _, v in declared} | {n: experiment._typed(n, v, types[n]) for n, v in c.parameters.items()}
-        try: experiment.prepare(p, set(c.parameters), coming=c.after)
+        try: experiment.prepare(c.parameters, set(c.parameters), coming=c.after)
         except InputError as e: raise InputError(f"{c.id.rpartition('-')[0]}: {e}") from None
     return found
 
@@ -417,7 +415,7 @@ def main(argv: list[str] | None = None) -> int:
     "The program: 0 if all is finished, 1 if not or for wrong input (one line), 130 if interrupted."
     a, show = arguments(argv), live()
     try:
-        sweep = Sweep(read_grid(a.grid, **{n: experiment.yaml_value(v, n) for n, v in a.p}), a.runs, a.retry)
+        sweep = Sweep(read_grid(a.grid, **{n: experiment.parameter(n).read(v) for n, v in a.p}), a.runs, a.retry)
         if a.list: sys.stdout.write(f"{sweep.note}\n{plain_table(sweep.table())}\n"); return 0
         sweep.run(a.workers, a.cluster, show)
     except (InputError, OneLine) as e:

@@ -192,7 +192,7 @@ def test_the_step_is_found_though_it_is_looked_for_rarely():
 
 @pytest.mark.parametrize("wrong, says", [
     (dict(lr=-0.1), "lr=-0.1"), (dict(epochs=0), "epochs=0"), (dict(epochs=1.5), "epochs=1.5"), (dict(batch_size=0), "batch_size=0"),
-    (dict(schedule="cosin"), "Did you mean 'cosine'"), (dict(precision="fp8"), "unknown precision"), (dict(momentum=1.), "momentum=1.0"),
+    (dict(schedule="cosin"), "Did you mean 'cosine'"), (dict(precision="fp8"), "precision='fp8': expected 'auto'"), (dict(momentum=1.), "momentum=1.0"),
     (dict(label_smoothing=1.), "label_smoothing"), (dict(milestones=[0]), "milestones"), (dict(lr=math.nan), "lr=nan"),
     (dict(channels_last="yes"), "channels_last"), (dict(select="best"), "Did you mean"), (dict(nesterov=1), "nesterov=1"), (dict(seed=-1), "seed=-1")])
 def test_impossible_recipes(wrong, says):
