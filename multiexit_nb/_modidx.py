@@ -673,6 +673,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                           'multiexit_nb/experiment.py'),
                                          'multiexit_nb.experiment.Experiment.start': ( 'experiment.html#experiment.start',
                                                                                        'multiexit_nb/experiment.py'),
+                                         'multiexit_nb.experiment.Experiment.take_run': ( 'experiment.html#experiment.take_run',
+                                                                                          'multiexit_nb/experiment.py'),
                                          'multiexit_nb.experiment.Setup': ('experiment.html#setup', 'multiexit_nb/experiment.py'),
                                          'multiexit_nb.experiment._device': ('experiment.html#_device', 'multiexit_nb/experiment.py'),
                                          'multiexit_nb.experiment._no_place_of_its_own': ( 'experiment.html#_no_place_of_its_own',

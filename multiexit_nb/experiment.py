@@ -8,7 +8,7 @@ __all__ = ['PARAMETERS', 'Setup', 'parameter', 'check_parameters', 'recipe_of', 
            'start']
 
 # %% ../nbs/45_experiment.ipynb #c02
-import dataclasses, os, re, warnings
+import dataclasses, os, warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,7 +24,7 @@ from .methods import Task, create_method, preset_recipe
 from .models import create_model
 from .parameters import Param, Parameter, parameters_of, read_parameters  # noqa: F401
 from .recipe import Recipe
-from .runs import Run, check_tracker, data_of
+from .runs import Run, check_id, check_tracker, data_of
 from .training import Training, check_data, join, load_checkpoint, train
 
 # %% ../nbs/45_experiment.ipynb #setup
@@ -153,9 +153,7 @@ def writable(folder: Path):
 
 def check_run_id(id: str):
     "Raises InputError if a new run cannot be called so."
-    ok = not id or re.fullmatch(r"[\w.+-]+", id) and id.strip(".") and len(id.encode()) <= 200
-    check_value("run_id", id, ok, "letters, digits, '-', '_' and '.', at most 200")
-    if id and (settings()["runs"]/id/"params.json").exists():
+    if id and (settings()["runs"]/check_id(id)/"params.json").exists():
         raise InputError(f"run {id!r} exists in {settings()['runs']}: resume it, or choose another run_id")
 
 # %% ../nbs/45_experiment.ipynb #resumed
@@ -214,7 +212,8 @@ class Experiment:
 
 # %% ../nbs/45_experiment.ipynb #prepare
 def prepare(parameters: dict, explicit: set = frozenset(),   # parameters by name; which of them were given
-            coming: tuple = ()      # teachers that are yet to be trained
+            coming: tuple = (),     # teachers that are yet to be trained
+            steering: bool = False  # can what a person moved in a resumed run be moved again?
            ) -> Experiment:
     "Check all parameters. Raises InputError for the first wrong one. `resume` takes the rest from the run."
     p = check_parameters(parameters)
@@ -232,8 +231,10 @@ def prepare(parameters: dict, explicit: set = frozenset(),   # parameters by nam
     check_value("images_per_class", per_class, per_class != 1, "0 for all, or at least 2")
     num_classes, size = dataset_info(p["dataset"], image_size=p["image_size"] or None)
     check_network(p, recipe, device, num_classes, size, coming)
-    if run and run.checkpoint.exists():
-        load_checkpoint(run.checkpoint)      # whether it can be read
+    if run:
+        run.check_resume(steering)
+        if run.checkpoint.is_file():
+            load_checkpoint(run.checkpoint)      # whether it can be read
     return Experiment(p | dataclasses.asdict(recipe), recipe, device, num_classes, size, run)
 
 # %% ../nbs/45_experiment.ipynb #start
@@ -247,11 +248,18 @@ def make_run(self: Experiment, data: Splits):
     self.run = Run.create(self.parameters, self.parameters["run_id"], **about)
 
 @patch
+def take_run(self: Experiment, data: Splits):
+    "The run to write: a new one, or the one to go on with. Raises InputError if another program writes it."
+    if self.run is None:
+        self.make_run(data)
+    elif not self.run.finished:
+        self.run.hold()
+
+@patch
 def start(self: Experiment, data: Splits, bar: bool = True) -> Training:
     "A training before its first epoch, or where it stopped; a new run gets its folder now."
     net, method = self.build(data)
-    if self.run is None:
-        self.make_run(data)
+    self.take_run(data)
     training = train(net, method, data, self.recipe, device=self.device, checkpoint=self.run.checkpoint,
                      resume="auto", bar=bar)
     self.run.log(training)
@@ -295,6 +303,5 @@ def load(e: Experiment) -> Splits:
 def start(e: Experiment, data: Splits):  # noqa: F811
     "Network and method of an experiment; a new run gets its folder now."
     net, method = e.build(data)
-    if e.run is None:
-        e.make_run(data)
+    e.take_run(data)
     return net, method
