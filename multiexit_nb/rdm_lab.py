@@ -108,12 +108,6 @@ def block_text(shown: dict) -> str:
 def plot_panels(shown: dict, query: RdmQuery, colours: list):
     "The matrices in their frames, with class names that fit."
     fig = rdm.plot_rdm(shown, query.distance, colours, rows=len(query.sides), size=250)
-    for heat, d in zip(fig.data, shown.values(), strict=True):
-        if len(heat.z) != len(d):
-            continue                                  # pooled: a point is several images
-        called = [" ".join(map(str, k)) if isinstance(k, tuple) else str(k) for k in d.index]
-        heat.update(x=list(range(len(d))), y=list(range(len(d))), customdata=[[f"{a} · {b}" for b in called] for a in called],
-                    hovertemplate="%{customdata}<br>" + heat.hovertemplate)
     if query.order != "by class" and query.by == "images":
         label_mixed(fig, next(iter(shown.values())))
     what = "classes" if query.by == "classes" else "images"
@@ -134,7 +128,7 @@ MOST_IMAGES = 600
 _WORDS = """A point compares two images (or two classes). <b>Dark</b>: at this place the network does the same for both, it takes
 them for alike. <b>Bright</b>: it tells them apart. In the order <i>by class</i>, a <b>dark square on the diagonal</b> is a class
 whose images have become alike; a dark square <i>off</i> it, two classes that are mixed up. <i>Before</i>: the features that
-the exit's classifier sees. <i>After</i>: what it makes of them. The frame has the colour of the exit. Click a point to see both
+the exit's classifier sees. <i>After</i>: what it makes of them. The frame has the colour of the exit. Point at a cell to see both
 images. Under <i>all exits</i> each cell compares two whole matrices: <b>bright</b> cells are places that agree about what is alike."""
 
 class RdmLab(Lab):
@@ -143,7 +137,7 @@ class RdmLab(Lab):
     def __init__(self, run: Run | None = None):
         super().__init__()
         self.job, self.tested, self.outs, self.found, self.lock = Job(), {}, {}, {}, threading.Lock()
-        self.busy, self.drawn, self.matrix, self.next = False, None, None, None
+        self.busy, self.drawn, self.matrix, self.next, self.pictures_of = False, None, None, None, None
         self.first = run_picker("run", value=run or demo_run())
         self.second = pick("beside", "a second run, or the same at another exit", [("no other run", ""), *self.first.options])
         self.exits = [pick(t, "1 is the shallowest", [("exit 1", 1)]) for t in ("exit", "its exit")]
@@ -158,7 +152,8 @@ class RdmLab(Lab):
         self.ten, self.all = button("10 by chance", "ten classes drawn at random"), button("all", "every class")
         self.again = button("Again", "", "refresh")
         self.pictures, self.similar = figure_view(height=400, width=600), figure_view(height=470, width=600)
-        self.blocks, self.pair, self.frame = W.HTML(), W.HTML(), W.VBox()
+        self.blocks, self.frame = W.HTML(), W.VBox()
+        self.pair = W.HTML(layout=W.Layout(min_height="84px"))
         self.arrange()
         self.connect()
         self.take()
@@ -360,6 +355,7 @@ def show(self: RdmLab):
     else:
         self.pictures = figure_view(new, height=330 if len(self.drawn.sides) == 1 else 520, width=600)
         for heat in self.pictures.data:
+            heat.on_hover(lambda trace, points, state: self.show_pair(points))
             heat.on_click(lambda trace, points, state: self.show_pair(points))
         self.frame.children = (self.pictures,)
     self.blocks.value = block_text(self.shown)
@@ -373,8 +369,11 @@ def show_pair(self: RdmLab, points):
         return
     t = self.tested[self.first.value.id]
     where = [int(points.ys[0]), int(points.xs[0])]
-    pictures = Pictures(t.data.test, t.names)
-    self.pair.value = "".join(pictures.html(int(d.index[i][1]), 64, html(d.index[i][0], 12)) for i in where)
+    if self.pictures_of is None or self.pictures_of.split is not t.data.test:
+        self.pictures_of = Pictures(t.data.test, t.names)
+    apart = "  ".join(f"{html(n)}: <b>{m.iloc[where[0], where[1]]:.3g}</b> apart<br>" for n, m in self.shown.items())
+    pictures = "".join(self.pictures_of.html(int(d.index[i][1]), 56, html(d.index[i][0], 12)) for i in where)
+    self.pair.value = f'<div style="display:flex;gap:12px">{pictures}<span>{apart}</span></div>'
 
 @patch
 def figures(self: RdmLab) -> tuple:

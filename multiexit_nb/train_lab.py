@@ -306,7 +306,7 @@ def grey(self: TrainLab):
     self.allow(self.step, wait or done or running and "it runs already", "one epoch, then pause")
     self.allow(self.pause, wait or no_run or (not running and "it does not run"), "hold after the present step")
     self.allow(self.stop, wait or no_run or done, "end here; the test set is scored")
-    self.allow(self.new, wait or no_run or running and "stop or pause it first", "put this run aside, begin another")
+    self.allow(self.new, wait or running and "stop or pause it first", "put this run aside, begin another")
     early = no_run or done or running and "pause it first" or (self.session.epoch == 0 and "no epoch is through")
     self.allow(self.fork, wait or early, "go on from the last checkpoint with the method on the left, beside what there is")
     self.start.description = "Go on" if going else "Start"
@@ -348,7 +348,8 @@ def draw(self: TrainLab, force: bool = False):
             self.shown = shown
             history = self.session.history
             redraw(self.losses, plot_losses(history))
-            self.fill(self.which, inner_names(history))
+            names = inner_names(history)
+            self.fill(self.which, names, names[0] if names else None)
             redraw(self.inner, plot_inner(history, self.which.value))
 
 # %% ../nbs/62_train_lab.ipynb #in-words

@@ -107,6 +107,8 @@ def fitted(fig, height: int, width: int = 300):
                       margin=dict(l=52, r=34, b=42, t=30 + 19*rows + panels), font_size=12,
                       modebar=dict(orientation="v", bgcolor="rgba(0,0,0,0)"))
     fig.update_xaxes(title_font_size=12).update_yaxes(title_font_size=12)
+    for a in fig.layout.annotations:
+        a.font.size = min(a.font.size or 12, 12)
     if legend:
         fig.update_layout(legend=dict(orientation="h", xref="container", x=0, xanchor="left", font_size=11, itemwidth=30,
                                       yref="container", y=1 - 24/height, yanchor="top", tracegroupgap=0))
@@ -418,7 +420,7 @@ class Lab(W.VBox):
         super().__init__()
         self.line, self.silent = message(), 0
         self.choose = W.ToggleButtons(description="", tooltip="what is shown").add_class("mx-views")
-        self.controls, self.answer = W.VBox().add_class("mx-controls"), W.VBox().add_class("mx-answer")
+        self.controls, self.stage = W.VBox().add_class("mx-controls"), W.VBox().add_class("mx-answer")
         self.add_class("mx-lab")
 
     def lay_out(self, controls: list,        # the column
@@ -433,8 +435,8 @@ class Lab(W.VBox):
         self.choose.value = next(iter(views))
         self.on(self.choose, self.show_view)
         several = [self.choose]*(len(views) > 1)
-        self.answer.children = [*top, self.line, *several, *self.views.values(), *save, folded(words)]
-        self.children = [W.HBox([self.controls, self.answer]).add_class("mx-body"), Frame()]
+        self.stage.children = [*top, self.line, *several, *self.views.values(), *save, folded(words)]
+        self.children = [W.HBox([self.controls, self.stage]).add_class("mx-body"), Frame()]
         self.show_view()
 
     def show_view(self):

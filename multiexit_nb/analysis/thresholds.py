@@ -128,11 +128,11 @@ def plot_tradeoff(leaving: dict,   # name → Leaving
     fig = figure("Accuracy against cost", "multiply-adds per image (mean)", "top-1 (%)")
     for i, (name, run) in enumerate(leaving.items()):
         note, dash = f", {name}" if len(leaving) > 1 else "", "dash" if i else "solid"
-        fig.add_scatter(x=run.curve.cost, y=run.curve.top1, name=f"any threshold{note}", mode="lines",
+        fig.add_scatter(x=run.curve.cost, y=run.curve.top1, name=f"threshold{note}", mode="lines",
                         line=dict(color=GREY, dash=dash))
         symbols = [MARKERS[m % len(MARKERS)] + ("-open" if i else "") for m in range(run.num_exits)]
         fig.add_scatter(x=run.cost.tolist(), y=(100*run.right.double().mean(1)).tolist(), mode="markers",
-                        name=f"one exit for all{note}", marker=dict(color=exit_colours(run.num_exits), size=10, symbol=symbols))
+                        name=f"one exit{note}", marker=dict(color=exit_colours(run.num_exits), size=10, symbol=symbols))
         fig.add_scatter(x=[now[name]["cost"]], y=[now[name]["top1"]], name=f"now{note}", mode="markers",
                         marker=dict(color="rgb(224,60,49)", size=14, symbol="x-open" if i else "x"))
     return fig.update_xaxes(exponentformat="SI", rangemode="tozero")
