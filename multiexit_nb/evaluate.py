@@ -24,7 +24,7 @@ from .speed import layout
 PER_CENT = ("top1", "top5", "anytime", "anytime_logits")
 
 def batch_sums(logits: Tensor, y: Tensor) -> dict[str, Tensor]:   # (M, B, K), (B,) -> each (M,)
-    "Hits and cross-entropies of each exit, summed over a batch; `nan` counts the images without a cross-entropy."
+    "Hits and cross-entropies of each exit, summed over a batch; `nan` counts images without a cross-entropy."
     M, _, K = logits.shape
     top1, top5 = topk_correct(logits, y, (1, min(5, K)))
     ce = nn.functional.cross_entropy(logits.flatten(0, 1), y.repeat(M), reduction="none").view(M, -1)
@@ -48,10 +48,11 @@ def _scores(sums: dict, n: int) -> dict:
     own = {k: v for k, v in sums.items() if not k.startswith("observe/")}
     scores = {k: (100*v/n if k in PER_CENT else v/n).tolist() for k, v in own.items()}
     if teacher is not None and bool((teacher[:, 1] > 0).any()):
-        t = [100*hits/of if of else None for hits, of in teacher.tolist()]      # None: an exit without a teacher
+        t = [100*hits/of if of else None for hits, of in teacher.tolist()]    # None: has no teacher
         gap = [None if a is None else a - b for a, b in zip(t, scores["top1"], strict=True)]
         scores |= dict(teacher_top1=t, gap=gap)
-    return scores | {k.removeprefix("observe/"): (v/n).tolist() for k, v in sums.items() if k.startswith("observe/")}
+    observed = {k.removeprefix("observe/"): v for k, v in sums.items() if k not in own}
+    return scores | {k: (v/n).tolist() for k, v in observed.items()}
 
 # %% ../nbs/42_evaluate.ipynb #evaluation
 @dataclass(frozen=True)

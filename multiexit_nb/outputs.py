@@ -55,7 +55,7 @@ def margin(belief: Belief, state=None):            # (B,), from 0 to 1
     return first - second, None
 
 # %% ../nbs/25_outputs.ipynb #patience
-@register_criterion("patience", history=True, counts=True)   # needs every exit before; its values are whole numbers
+@register_criterion("patience", history=True, counts=True)   # needs every exit before; its values are counts
 def patience(belief: Belief, state=None):          # (B,), a whole number from 0
     "How many exits in a row, just before this one, gave the same answer."
     answer = belief.answer
@@ -79,7 +79,9 @@ def best_classes(z: Tensor,   # (…, K)
     return classes[..., :k]
 
 # %% ../nbs/25_outputs.ipynb #full-logits
-ANSWERS = {"latest": "exit m alone", "ensemble": "mean probability of exits 1 … m", "logits": "mean logit of exits 1 … m"}
+ANSWERS = {"latest": "exit m alone",
+           "ensemble": "mean probability of exits 1 … m",
+           "logits": "mean logit of exits 1 … m"}
 
 @dataclass(frozen=True)
 class FullLogits:
@@ -87,10 +89,11 @@ class FullLogits:
     z: Tensor   # (M, N, K)
 
     @property
-    def shape(self) -> tuple: return tuple(self.z.shape)
+    def shape(self) -> tuple:
+        return tuple(self.z.shape)
 
     def weighted(self, m: int):
-        "The logits of exit m (from 0), (N, J), and how many classes each stands for, as its logarithm (None: one)."
+        "The logits of exit m (from 0), (N, J), and the logarithm of how many classes each stands for (None: one)."
         return self.z[m].float(), None
 
     def of_label(self, m: int, labels: Tensor) -> Tensor:   # (N,)
@@ -139,7 +142,7 @@ def rest_nodes(z: Tensor,         # (B, K)
 
 # %% ../nbs/25_outputs.ipynb #jacobi
 def jacobi(z: Tensor, mass: Tensor, nodes: int):   # (B, K) each, the masses of a row sum to 1
-    "The Jacobi matrix of the polynomials that are orthogonal under the masses: its diagonal, and what is beside it."
+    "The Jacobi matrix of the polynomials that are orthogonal under the masses: diagonal, and what is beside it."
     before, vector = torch.zeros_like(z), mass.sqrt()
     diagonal, beside = [], [z.new_zeros(len(z), 1)]
     for _ in range(nodes):
@@ -147,7 +150,7 @@ def jacobi(z: Tensor, mass: Tensor, nodes: int):   # (B, K) each, the masses of 
         diagonal.append(torch.linalg.vecdot(residue, vector)[:, None])
         residue.sub_(diagonal[-1]*vector).sub_(beside[-1]*before)
         size = torch.linalg.vector_norm(residue, dim=-1, keepdim=True)
-        size = torch.where(size > 1e-9, size, 0.)     # fewer different logits than nodes: the other nodes get no mass
+        size = torch.where(size > 1e-9, size, 0.)     # fewer logits than nodes: the other nodes get no mass
         beside.append(size)
         before, vector = vector, residue.mul_(size > 0).div_(size.clamp_min(1e-9))
     return torch.cat(diagonal, -1), torch.cat(beside[1:-1], -1)
@@ -167,7 +170,8 @@ class CompactLogits:
     mean_logits: Tensor | None   # (M, N, 5), by their mean logit
 
     @property
-    def shape(self) -> tuple: return (*self.values.shape[:2], self.num_classes)
+    def shape(self) -> tuple:
+        return (*self.values.shape[:2], self.num_classes)
 
     def kept(self, name: str) -> Tensor:
         "One of the fields, or one line where version 0.1 did not keep it."
@@ -253,14 +257,22 @@ class Outputs:
         return FullLogits(self.logits) if isinstance(self.logits, Tensor) else self.logits
 
     @property
-    def num_exits(self) -> int: return self.logits.shape[0]
+    def num_exits(self) -> int:
+        return self.logits.shape[0]
+
     @property
-    def num_classes(self) -> int: return self.logits.shape[2]
-    def __len__(self) -> int: return len(self.labels)
+    def num_classes(self) -> int:
+        return self.logits.shape[2]
+
+    def __len__(self) -> int:
+        return len(self.labels)
 
     # until every reader of `Run.outputs` has moved: what the dict of version 0.1 answered
-    def __contains__(self, name: str) -> bool: return name in to_tensors(self)
-    def __getitem__(self, name: str) -> Tensor: return to_tensors(self)[name].float() if name == "logits" else to_tensors(self)[name]
+    def __contains__(self, name: str) -> bool:
+        return name in to_tensors(self)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.logits if name == "logits" else to_tensors(self)[name]
 
 # %% ../nbs/25_outputs.ipynb #outputs-answers
 @patch(as_prop=True)
@@ -318,7 +330,7 @@ def confidence(self: Outputs, criterion: str = "max",   # one of `list_criteria(
 @patch
 def probabilities(self: Outputs, images,          # one image, or several
                   temperature: float = 1.) -> Tensor:   # (M, K) or (M, n, K)
-    "What every exit says about some images. Compact: exact for the ten best classes; the others share the rest."
+    "What every exit says about some images. Compact: exact for the ten best; the other classes share the rest."
     return (self.form.take(images)/temperature).softmax(-1)
 
 @patch
@@ -335,7 +347,7 @@ def cross_entropy(self: Outputs, temperature=None) -> Tensor:   # (M, N), nats
 MOST_LOGITS = 50_000_000   # M·N·K beyond which outputs are compact
 
 class Collector:
-    "Takes the outputs for a split batch by batch; where all would be too many, each batch is made compact."
+    "Takes the outputs for a split batch by batch; where all would be too many, every batch is made compact."
     def __init__(self, split: str, num_images: int, most: int = MOST_LOGITS):
         self.split, self.num_images, self.most = split, num_images, most
         self.parts, self.labels = [], []

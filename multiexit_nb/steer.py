@@ -15,7 +15,7 @@ from fastcore.basics import patch
 
 from . import experiment
 from .core import InputError, rng_state, set_rng_state, unknown
-from .methods import _check_hyper, _signature
+from .methods import hyperparameters
 from .runs import tidy
 from .training import load_checkpoint, train
 
@@ -35,8 +35,7 @@ def move(training, name: str, value: float):
     if name == "lr":
         training.recipe = dataclasses.replace(training.recipe, lr=float(value))
         return
-    _, kind, hyper = _signature(type(training.method))[name]
-    training.method.move(name, _check_hyper(name, float(value), kind, hyper))
+    training.method.move(name, hyperparameters(training.method.name)[name].check(float(value)))
 
 # %% ../nbs/46_steer.ipynb #stopped
 class Stopped(Exception):

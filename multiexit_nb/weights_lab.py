@@ -14,7 +14,7 @@ from .analysis import weights
 from .core import InputError
 from .figures import exit_colours
 from .published_tables import published
-from .runs import Run, list_runs
+from .runs import Run, whole_runs
 from .text import html
 from .widgets import (
     Lab, answered, button, demo_run, figure_view, html_table, pick, redraw, remember, row, run_picker, run_text, save_row)
@@ -22,8 +22,7 @@ from .widgets import (
 # %% ../nbs/65_weights_lab.ipynb #begun-runs
 def begun_runs() -> list[Run]:
     "The runs that have at least one epoch behind them, newest first."
-    runs = [Run.load(r) for r in list_runs().run]
-    return [r for r in runs if (r.path/"history.csv").is_file() and {"dataset", "model", "method"} <= set(r.parameters)]
+    return [r for r in whole_runs() if (r.path/"history.csv").is_file() and {"dataset", "model", "method"} <= set(r.parameters)]
 
 # %% ../nbs/65_weights_lab.ipynb #histories
 class Histories:

@@ -22,7 +22,8 @@ from fastcore.basics import patch
 from .core import InputError, settings
 from .experiment import run_experiment
 from .figures import figure
-from .methods import _check_hyper, _discover, _preset, _signature
+from .methods import _discover, _preset, hyperparameters
+from .parameters import Parameter
 from .runs import Run, list_runs
 from .text import html, one_line
 
@@ -187,14 +188,15 @@ def save_row(figure, table, name: str) -> W.HBox:
     return W.HBox([W.Label("save"), *buttons, line]).add_class("mx-save")
 
 # %% ../nbs/60_widgets.ipynb #control
-def control(name: str, default, kind, hyper):
+def control(parameter: Parameter):
     "A widget for one hyperparameter."
-    look = dict(description=name, tooltip=hyper.doc)
+    p, kind, default = parameter, parameter.kind, parameter.default
+    look = dict(description=p.name, tooltip=p.doc)
     if kind is bool:
         return W.Checkbox(value=default, indent=False, **look)
     if typing.get_origin(kind) is Literal:
         return W.Dropdown(options=list(typing.get_args(kind)), value=default, **look)
-    low, high = (-1e9 if hyper.low is None else hyper.low), (1e9 if hyper.high is None else hyper.high)
+    low, high = (-1e9 if p.low is None else p.low), (1e9 if p.high is None else p.high)
     if kind is int:
         return W.BoundedIntText(default, min=low, max=high, **look)
     if kind is float:
@@ -206,10 +208,10 @@ class Controls(W.VBox):
     "The hyperparameters of a method as widgets; `.value` is what differs from the preset, `.preset` the preset."
 
     def __init__(self, method: str):
-        self.cls, self.signature = _discover()[method], _signature(_discover()[method])
+        self.cls, self.signature = _discover()[method], hyperparameters(method)
         self.choice = W.Dropdown(options=list(self.cls.presets), value="default", description="preset",
                                  tooltip="named values, such as those of the paper")
-        self.fields = {n: control(n, d, k, h) for n, (d, k, h) in self.signature.items()}
+        self.fields = {n: control(p) for n, p in self.signature.items()}
         self.line = message()
         self.choice.observe(lambda _: self.fill(), "value")
         for w in self.fields.values():
@@ -224,21 +226,20 @@ class Controls(W.VBox):
     def fill(self):
         "Put the preset's values into the widgets."
         preset = _preset(self.cls, self.preset)
-        for n, (default, _, _) in self.signature.items():
-            v = preset.get(n, default)
+        for n, p in self.signature.items():
+            v = preset.get(n, p.default)
             self.fields[n].value = str(v) if isinstance(self.fields[n], W.Text) else v
 
     def read(self, name: str):
         "What a widget says, checked. Raises InputError if it may not be."
-        w, (_, kind, hyper) = self.fields[name], self.signature[name]
-        value = w.value if not isinstance(w, W.Text) else read_text(w.value)
-        return _check_hyper(name, value, kind, hyper)
+        w = self.fields[name]
+        return self.signature[name].check(read_text(w.value) if isinstance(w, W.Text) else w.value)
 
     @property
     def value(self) -> dict:
         preset = _preset(self.cls, self.preset)
         read = {n: self.read(n) for n in self.fields}
-        return {n: v for n, v in read.items() if v != preset.get(n, self.signature[n][0])}
+        return {n: v for n, v in read.items() if v != preset.get(n, self.signature[n].default)}
 
     def check(self):
         "Answer a bad value in a line."

@@ -25,8 +25,10 @@ from multiexit_nb.export import (
     segments,
     softmax,
 )
-from multiexit_nb.inference import Outputs, Policy, early_exit
+from multiexit_nb.inference import early_exit
 from multiexit_nb.models import create_model
+from multiexit_nb.outputs import Outputs
+from multiexit_nb.policies import Policy
 from multiexit_nb.runs import Run
 from multiexit_nb.trainer import train
 

@@ -10,36 +10,38 @@ from scipy.optimize import minimize_scalar
 from torchmetrics.functional.classification import multiclass_calibration_error
 
 from multiexit_nb.analysis.leaving import classes_by_exit, overthinking, plot_budgeted, plot_classes, reliability
+from multiexit_nb.attach import attach_exits
 from multiexit_nb.backbones import register_backbone
 from multiexit_nb.core import InputError, seed_everything
 from multiexit_nb.data import halves, load_dataset
+from multiexit_nb.evaluate import outputs_of
 from multiexit_nb.inference import (
-    P_VALUES,
-    Confidences,
-    Outputs,
-    Policy,
     best_exit,
     budget_table,
     budgeted_batch,
-    calibrate,
     calibration_table,
     combine_networks,
-    confidences,
     early_exit,
-    exit_fractions,
     exit_table,
+    measure_early_exit,
+)
+from multiexit_nb.models import create_model, list_models
+from multiexit_nb.outputs import Outputs, list_criteria
+from multiexit_nb.policies import (
+    P_VALUES,
+    Confidences,
+    Policy,
+    calibrate,
+    confidences,
+    exit_fractions,
     fit_temperatures,
     leaving_counts,
     leaving_exits,
-    list_criteria,
-    measure_early_exit,
     nearest_thresholds,
-    outputs_of,
     p_for_cost,
     simulate,
     solve,
 )
-from multiexit_nb.models import attach_exits, create_model, list_models
 
 torch.set_num_threads(1)
 ASKED = [.50, .20, .15, .10, .05]

@@ -7,22 +7,17 @@ import pytest
 import torch
 from torch import nn
 
+from multiexit_nb.attach import attach_exits
 from multiexit_nb.backbones import Backbone
 from multiexit_nb.core import InputError
+from multiexit_nb.exits import GlobalPool, Head, MultiExitNet, plain_gradient, scale_gradient
 from multiexit_nb.export import FinishedNet, segments
-from multiexit_nb.inference import Outputs, Policy, early_exit, simulate
+from multiexit_nb.inference import early_exit
 from multiexit_nb.methods import Method, Step, create_method, list_methods
-from multiexit_nb.models import (
-    GlobalPool,
-    Head,
-    MultiExitNet,
-    attach_exits,
-    create_model,
-    model_options,
-    plain_gradient,
-    scale_gradient,
-)
+from multiexit_nb.models import create_model, model_options
 from multiexit_nb.msdnet import MSDNet
+from multiexit_nb.outputs import Outputs
+from multiexit_nb.policies import Policy, simulate
 
 K, B, SIZE = 4, 6, 16
 NAMES = list_methods()
@@ -54,9 +49,8 @@ def made(name, net, **kw):
     method = create_method(name, num_exits=net.num_exits, num_classes=K, feature_dims=net.feature_dims, **kw)
     if method.needs_teacher():
         torch.manual_seed(3)
-        method.set_teacher(NETS["msdnet" if isinstance(net.backbone, MSDNet) else "cnn"]()).ready(net)
-        method.phase = method.phases()[-1].name
-    return method
+        method.set_teacher(NETS["msdnet" if isinstance(net.backbone, MSDNet) else "cnn"]())
+    return method.ready(net)
 
 
 def state(m): return {k: v.clone() for k, v in m.state_dict().items()}
@@ -78,7 +72,12 @@ def one_step(net, method, opt, i, lr=.05):
     return loss.item()
 
 
-def optimizer(net, method): return torch.optim.SGD([*net.parameters(), *method.inner_parameters()], .05, .9)
+def main_phase(net, method):
+    "The one that trains the network by `loss`."
+    return next(p for p in method.phases(net) if p.learner is net)
+
+
+def optimizer(net, method): return torch.optim.SGD(main_phase(net, method).parameters(), .05, .9)
 
 
 # ---------------------------------------------------------------- every method, on both networks

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-ELSEWHERE = {"train", "sweep", "report", "benchmark"}   # run through papermill by tests of their own, as are labs/ and papers/
+ELSEWHERE = {"train", "sweep", "report", "benchmark", "study"}   # run through papermill by tests of their own, as are labs/ and papers/
 FLAGS = tomllib.loads((ROOT/"pyproject.toml").read_text())["tool"]["nbdev"]["tst_flags"]
 
 
 def notebooks() -> list[str]:
-    found = [*(ROOT/"nbs").glob("*.ipynb"), *(ROOT/"nbs/methods").glob("*.ipynb")]
+    found = [*(ROOT/"nbs").glob("*.ipynb"), *(ROOT/"nbs/methods").glob("*.ipynb"), *(ROOT/"nbs/datasets").glob("*.ipynb")]
     return sorted(p.relative_to(ROOT/"nbs").as_posix() for p in found if p.stem not in ELSEWHERE and not p.name.startswith("_"))
 
 

@@ -1,4 +1,4 @@
-"""Outputs: the compact form answers as all logits do, old files still load, and what is not a number is refused."""
+"""Outputs: the compact form answers as all logits do, old files still load, what is not a number is refused."""
 import math
 
 import pytest
@@ -7,20 +7,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from multiexit_nb.core import InputError
-from multiexit_nb.inference import (
+from multiexit_nb.inference import best_exit, budget_table, budgeted_batch, calibration_table, exit_table
+from multiexit_nb.outputs import (
+    ANSWERS,
+    Belief,
+    Collector,
     Outputs,
-    best_exit,
-    budget_table,
-    budgeted_batch,
-    calibrate,
-    calibration_table,
-    confidences,
-    exit_table,
-    fit_temperatures,
+    best_classes,
+    compact,
+    from_tensors,
     list_criteria,
-    simulate,
+    rest_nodes,
+    to_tensors,
 )
-from multiexit_nb.outputs import ANSWERS, Belief, Collector, best_classes, compact, from_tensors, rest_nodes, to_tensors
+from multiexit_nb.policies import calibrate, confidences, fit_temperatures, simulate
 
 M, N, K = 4, 400, 120
 COST = [10, 25, 45, 100]
@@ -51,19 +51,21 @@ SMALL_VAL, SMALL_TEST = packed(VAL), packed(TEST)
 def test_compact_answers_are_the_full_ones(mode, k):
     assert torch.equal(SMALL_TEST.top(k, mode), TEST.top(k, mode))
     assert torch.equal(SMALL_TEST.hits(k, mode), TEST.hits(k, mode))
-    assert torch.equal(SMALL_TEST.answers, TEST.logits.argmax(-1)) and torch.equal(SMALL_TEST.right, TEST.right)
+    assert torch.equal(SMALL_TEST.answers, TEST.logits.argmax(-1))
+    assert torch.equal(SMALL_TEST.right, TEST.right)
 
 
 @pytest.mark.parametrize("criterion", list_criteria())
 @pytest.mark.parametrize("temperature", [None, (.7, 1.2, 1.6, 2.5)])
 def test_compact_confidences_are_the_full_ones(criterion, temperature):
-    torch.testing.assert_close(SMALL_TEST.confidence(criterion, temperature), TEST.confidence(criterion, temperature),
-                               rtol=0, atol=2e-6)
+    small, full = (o.confidence(criterion, temperature) for o in (SMALL_TEST, TEST))
+    torch.testing.assert_close(small, full, rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize("criterion", list_criteria())
 def test_compact_budgets_and_thresholds_are_the_full_ones(criterion):
-    full, small = (budgeted_batch(v, t, COST, criterion=criterion) for v, t in ((VAL, TEST), (SMALL_VAL, SMALL_TEST)))
+    full = budgeted_batch(VAL, TEST, COST, criterion=criterion)
+    small = budgeted_batch(SMALL_VAL, SMALL_TEST, COST, criterion=criterion)
     assert (full - small).abs().to_numpy().max() < 1e-9
     a, b = (calibrate(confidences(v, criterion), [.25]*4) for v in (VAL, SMALL_VAL))
     assert a.thresholds == pytest.approx(b.thresholds, abs=2e-6)
@@ -96,7 +98,8 @@ def test_few_classes(classes):
     small = packed(full, 7)
     torch.testing.assert_close(small.confidence("entropy"), full.confidence("entropy"), rtol=0, atol=2e-6)
     k = min(5, classes)
-    assert torch.equal(small.top(k), full.top(k)) and torch.equal(small.top(k, "ensemble"), full.top(k, "ensemble"))
+    for mode in ANSWERS:
+        assert torch.equal(small.top(k, mode), full.top(k, mode))
     if classes <= 16:
         torch.testing.assert_close(small.probabilities(0), full.probabilities(0))
 
@@ -140,7 +143,8 @@ def test_a_criterion_of_ones_own_serves_both_forms(monkeypatch):
 
 def test_equal_logits_rank_the_lower_class_first():
     z = torch.tensor([[1., 2, 2, 2, 0]])
-    assert best_classes(z, 3).tolist() == [[1, 2, 3]] and best_classes(torch.zeros(2, 50), 3).tolist() == [[0, 1, 2]]*2
+    assert best_classes(z, 3).tolist() == [[1, 2, 3]]
+    assert best_classes(torch.zeros(2, 50), 3).tolist() == [[0, 1, 2]]*2
     assert best_classes(z, 5).tolist() == [[1, 2, 3, 0, 4]]
 
 
@@ -150,14 +154,16 @@ def test_files():
         assert torch.equal(again.labels, o.labels) and again.num_classes == K and len(again) == N
         assert (again.answers == o.answers).double().mean() > .99       # all logits are float16 in a file
         torch.testing.assert_close(again.confidence(), o.confidence(), rtol=0, atol=4e-3)
-    assert sum(t.nbytes for t in to_tensors(SMALL_TEST).values()) == N*(M*(10*4 + 10*2 + 6*2*4 + 4 + 2*5*2) + 8)
+    bytes_of = 10*4 + 10*2 + 6*2*4 + 4 + 2*5*2      # best logits, their classes, the rest, the label, ensembles
+    assert sum(t.nbytes for t in to_tensors(SMALL_TEST).values()) == N*(M*bytes_of + 8)
 
 
 def test_a_file_of_version_01_with_ten_best():
     values, classes = TEST.logits.topk(10)
     old = from_tensors(dict(values=values.half(), classes=classes.int(), labels=TEST.labels), "test", K)
     assert torch.equal(old.answers, TEST.answers) and torch.equal(old.hits(5), TEST.hits(5))
-    for asked in (old.confidence, lambda: old.top(5, "ensemble"), old.cross_entropy, lambda: old.probabilities(0)):
+    asked_of_the_rest = (old.confidence, old.cross_entropy, lambda: old.top(5, "ensemble"), lambda: old.probabilities(0))
+    for asked in asked_of_the_rest:
         with pytest.raises(InputError, match="10 best logits alone, as version 0.1 stored them"):
             asked()
     with pytest.raises(InputError, match="no outputs of test: found labels"):

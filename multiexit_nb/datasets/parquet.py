@@ -6,7 +6,7 @@
 __all__ = ['parquet']
 
 # %% ../../nbs/datasets/parquet.ipynb #c02
-import json
+import json, re
 from pathlib import Path
 
 import torch
@@ -27,34 +27,47 @@ def _files_by_split(path: str) -> dict[str, list[Path]]:
         splits[next((s for s in splits if f.name.startswith(s[:5])), "train")].append(f)
     if not splits["train"]:
         raise InputError(f"no train-*.parquet in {path}")
+    for fs in splits.values():
+        _check_shards(fs)
     return splits
 
-# %% ../../nbs/datasets/parquet.ipynb #read-parquet
-def _read(files: list[Path], columns: list[str]):
-    "One table of some columns of several files. Raises InputError if a file is broken, or lacks one."
-    import pyarrow as pa, pyarrow.parquet as pq
-    tables = []
-    for f in files:
-        try:
-            tables.append(pq.read_table(f, columns=columns, memory_map=True, page_checksum_verification=True))
-        except Exception as e:
-            raise InputError(f"cannot read {f}: {type(e).__name__}: {str(e)[:100]}") from None
-        missing = [c for c in columns if c not in tables[-1].column_names]
+def _check_shards(files: list[Path]):
+    "Hugging Face's names say how many files there are. Raises InputError if one is missing."
+    numbered = [re.match(r"(.+)-(\d+)-of-(\d+)$", f.stem) for f in files]
+    found = {(m[1], int(m[3]), int(m[2])) for m in numbered if m}
+    for name, n, _ in sorted(found):
+        missing = [i for i in range(n) if (name, n, i) not in found]
         if missing:
-            raise InputError(f"{f} has no column {missing[0]}, which {files[0].name} has")
-    try:
-        return pa.concat_tables(tables, promote_options="permissive")
-    except pa.ArrowException as e:
-        raise InputError(f"{files[0].parent}: the files differ: {str(e)[:100]}") from None
+            lacking = f"{name}-{missing[0]:05d}-of-{n:05d}"
+            raise InputError(f"{files[0].parent} is not complete: {lacking} is missing")
 
-# %% ../../nbs/datasets/parquet.ipynb #parquet-columns
+# %% ../../nbs/datasets/parquet.ipynb #read-parquet
 def _schema(file: Path):
+    "Names, types and metadata of a file's columns. Raises InputError if it is broken."
     import pyarrow.parquet as pq
     try:
         return pq.read_schema(file)
     except Exception as e:
         raise InputError(f"cannot read {file}: {type(e).__name__}: {str(e)[:100]}") from None
 
+def _read(files: list[Path], columns: list[str]):
+    "One table of some columns of several files. Raises InputError if a file is broken, or lacks one."
+    import pyarrow as pa, pyarrow.parquet as pq
+    tables = []
+    for f in files:
+        missing = [c for c in columns if c not in _schema(f).names]
+        if missing:
+            raise InputError(f"{f} has no column {missing[0]}, which {files[0].name} has")
+        try:
+            tables.append(pq.read_table(f, columns=columns, memory_map=True, page_checksum_verification=True))
+        except Exception as e:
+            raise InputError(f"cannot read {f}: {type(e).__name__}: {str(e)[:100]}") from None
+    try:
+        return pa.concat_tables(tables, promote_options="permissive")
+    except pa.ArrowException as e:
+        raise InputError(f"{files[0].parent}: the files differ: {str(e)[:100]}") from None
+
+# %% ../../nbs/datasets/parquet.ipynb #parquet-columns
 def _column(names: list[str], where: str, what: str, choices: tuple[str, ...]) -> str:
     "The image or the label column among `names`."
     for n in choices:
