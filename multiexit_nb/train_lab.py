@@ -15,9 +15,10 @@ from fastcore.basics import patch
 from .analysis import curves
 from .core import InputError, pick_device
 from .data import list_datasets
+from .exits import list_exits
 from .figures import GREY, MARKERS, exit_colours, figure
 from .methods import list_methods
-from .models import list_exits, list_models
+from .models import list_models
 from .runs import Run, list_runs
 from .steer import MOVABLE, Session, device_text, movable
 from .text import html

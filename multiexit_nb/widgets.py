@@ -239,7 +239,8 @@ class Controls(W.VBox):
     def value(self) -> dict:
         preset = _preset(self.cls, self.preset)
         read = {n: self.read(n) for n in self.fields}
-        return {n: v for n, v in read.items() if v != preset.get(n, self.signature[n].default)}
+        own = {n: p.check(preset.get(n, p.default)) for n, p in self.signature.items()}
+        return {n: v for n, v in read.items() if v != own[n]}
 
     def check(self):
         "Answer a bad value in a line."
