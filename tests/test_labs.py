@@ -136,8 +136,10 @@ def test_the_train_lab_by_its_buttons():
     lab.setup.epochs.value, lab.setup.batch_size.value, lab.setup.images_per_class.value = 4, 128, 60
     assert lab.pause.disabled and lab.stop.disabled and "nothing has been started" in lab.pause.tooltip and "CPU" in lab.status.value
     lab.setup.dataset.value = "no-such-data"
+    said = []
+    lab.status.observe(lambda change: said.append(change.new), "value")
     lab.start.click()
-    assert lab.status.value == "starting …"                     # at once; reading data takes longer
+    assert said[0] == "starting …"                              # at once; reading data takes longer
     until(lambda: "no-such-data" in lab.line.value and not lab.opening)
     assert not lab.sessions and not lab.start.disabled
     lab.setup.dataset.value = "digits"
