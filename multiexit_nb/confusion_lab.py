@@ -22,17 +22,25 @@ def agreement_words(cells: dict, first: str, second: str) -> str:
     if first == second:
         return f"{html(first).capitalize()} agrees with itself: choose another under <i>with</i>."
     n = [len(images) for images in cells.values()]
-    both, one, two, none = (100*v/sum(n) for v in n)
-    return (f"{html(first).capitalize()} is right about <b>{both + one:.1f} %</b>, {html(second)} about <b>{both + two:.1f} %</b>; "
-            f"at least one of them about <b>{100 - none:.1f} %</b>. About {one + two:.1f} % exactly one is right.")
+    both, one, two, none = (100 * v / sum(n) for v in n)
+    return (
+        f"{html(first).capitalize()} is right about <b>{both + one:.1f} %</b>, "
+        f"{html(second)} about <b>{both + two:.1f} %</b>; "
+        f"at least one of them about <b>{100 - none:.1f} %</b>. About {one + two:.1f} % exactly one is right."
+    )
 
 # %% ../nbs/64_confusion_lab.ipynb #confusionlab
 MOST_CLASSES, PER_PAGE = 40, 12
-_WORDS = """A row is what the images <b>are</b>, a column what the exit <b>answers</b>; the deeper the colour, the more images. On
-the diagonal it is right; every other cell is a mistake. <b>Click a cell</b> (or use the lists) to see its images, below.
-<b>two exits</b>: are they right about the <i>same</i> images? Grey: both right, or both wrong. A coloured cell belongs to the exit
-that alone is right. Big coloured cells mean that the two complete each other: asked together, they could do better than each alone."""
 
+# %% ../nbs/64_confusion_lab.ipynb #words
+_WORDS = """A row is what the images <b>are</b>, a column what the exit <b>answers</b>; the deeper the colour,
+the more images. On the diagonal it is right; every other cell is a mistake. <b>Click a cell</b>
+(or use the lists) to see its images, below. <b>two exits</b>: are they right about the
+<i>same</i> images? Grey: both right, or both wrong. A coloured cell belongs to the exit that
+alone is right. Big coloured cells mean that the two complete each other: asked together, they
+could do better than each alone."""
+
+# %% ../nbs/64_confusion_lab.ipynb #confusionlab-b
 class ConfusionLab(Lab):
     "What an exit takes for what, which images two exits disagree about, and the images themselves."
 
@@ -40,12 +48,18 @@ class ConfusionLab(Lab):
         super().__init__()
         self.runs, self.rows, self.at, self.title = {}, [], 0, ""
         self.picker = run_picker(value=run or demo_run())
-        self.second = pick("with run", "whose exit to compare with", [("the same run", ""), *self.picker.options])
+        self.second = pick(
+            "with run", "whose exit to compare with", [("the same run", ""), *self.picker.options]
+        )
         self.exit = pick("exit", "whose mistakes", [("exit 1", 1)])
         self.other = pick("with", "the exit to compare with", [("exit 1", 1)])
         self.unit = pick("count", "how many, or each row as 100 %", ["images", "share of the class"])
-        self.mistakes = W.Checkbox(True, description="mistakes only", tooltip="leave out the diagonal", indent=False)
-        self.grouping = pick("classes", f"beyond {MOST_CLASSES} classes: the most mistaken, or bins", agreement.GROUPINGS)
+        self.mistakes = W.Checkbox(
+            True, description="mistakes only", tooltip="leave out the diagonal", indent=False
+        )
+        self.grouping = pick(
+            "classes", f"beyond {MOST_CLASSES} classes: the most mistaken, or bins", agreement.GROUPINGS
+        )
         self.truth, self.answer = pick("it is", "the row"), pick("answered", "the column")
         self.common = pick("frequent", "the most frequent mistakes")
         self.cell = pick("two exits", "one of the four cells of the agreement")
@@ -53,8 +67,9 @@ class ConfusionLab(Lab):
         self.next = button("", "the next images", "arrow-right")
         self.where, self.strip, self.sentence = W.HTML(), W.HTML(layout=W.Layout(min_height="106px")), W.HTML()
         empty = agreement.plot_confusion(agreement.confusion([0, 1], [0, 1]))
-        square = agreement.plot_agreement(agreement.agreement([0], [0], [0]), "", "", ["grey"]*2)
-        self.matrix, self.square = figure_view(empty, height=420, width=600), figure_view(square, height=380, width=600)
+        square = agreement.plot_agreement(agreement.agreement([0], [0], [0]), "", "", ["grey"] * 2)
+        self.matrix = figure_view(empty, height=420, width=600)
+        self.square = figure_view(square, height=380, width=600)
         self.arrange()
         self.connect()
         self.take()
@@ -67,12 +82,33 @@ class ConfusionLab(Lab):
 @patch
 def arrange(self: ConfusionLab):
     "Where everything stands."
-    column = [self.picker, self.exit, self.second, self.other, self.unit, self.mistakes, self.grouping,
-              W.HTML("<b>Images of a cell</b>"), self.common, self.truth, self.answer, self.cell]
-    self.lay_out(column, [], {"mistakes": [self.matrix], "two exits": [self.square, self.sentence]}, _WORDS,
-                 [row(self.back, self.next, self.where), self.strip,
-                  save_row(lambda: (self.matrix, self.square)[self.choose.index], self.kept, "confusion")])
+    column = [
+        self.picker,
+        self.exit,
+        self.second,
+        self.other,
+        self.unit,
+        self.mistakes,
+        self.grouping,
+        W.HTML("<b>Images of a cell</b>"),
+        self.common,
+        self.truth,
+        self.answer,
+        self.cell,
+    ]
+    self.lay_out(
+        column,
+        [],
+        {"mistakes": [self.matrix], "two exits": [self.square, self.sentence]},
+        _WORDS,
+        [
+            row(self.back, self.next, self.where),
+            self.strip,
+            save_row(lambda: (self.matrix, self.square)[self.choose.index], self.kept, "confusion"),
+        ],
+    )
 
+# %% ../nbs/64_confusion_lab.ipynb #connect
 @patch
 def connect(self: ConfusionLab):
     "What each control does; a click on a cell is one more."
@@ -88,7 +124,10 @@ def connect(self: ConfusionLab):
     self.on(self.next, lambda: self.page(1))
     self.matrix.data[0].on_click(lambda trace, points, state: self.clicked(points, self.choose_cell))
     self.square.data[0].on_click(
-        lambda trace, points, state: self.clicked(points, lambda i, j: self.show_cell(agreement.cell_at(i, j))))
+        lambda trace, points, state: self.clicked(
+            points, lambda i, j: self.show_cell(agreement.cell_at(i, j))
+        )
+    )
 
 @patch
 def clicked(self: ConfusionLab, points, call):
@@ -201,7 +240,9 @@ def show(self: ConfusionLab):
     name, answered, _ = self.sides()[0]
     rows = agreement.images_of(answered, self.tested.labels, self.parts[truth], self.parts[answer])
     right = i == j and len(self.parts[truth]) == 1
-    self.say(rows, f"{name.capitalize()}: {truth}, " + ("rightly recognised" if right else f"taken for {answer}"))
+    self.say(
+        rows, f"{name.capitalize()}: {truth}, " + ("rightly recognised" if right else f"taken for {answer}")
+    )
 
 @patch
 def show_cell(self: ConfusionLab, cell: str):
@@ -220,14 +261,18 @@ def say(self: ConfusionLab, rows, title: str):
 @patch
 def page(self: ConfusionLab, by: int):
     "A dozen images: what each is, and what the two exits answer."
-    last = max(0, (len(self.rows) - 1)//PER_PAGE)
+    last = max(0, (len(self.rows) - 1) // PER_PAGE)
     self.at = min(max(self.at + by, 0), last)
     self.back.disabled, self.next.disabled = self.at == 0, self.at == last
-    here = self.rows[self.at*PER_PAGE:(self.at + 1)*PER_PAGE]
-    span = f", {self.at*PER_PAGE + 1} to {self.at*PER_PAGE + len(here)} shown" if last else ""
-    self.where.value = f"<b>{html(self.title)}</b>: {len(self.rows):,} image{'s'*(len(self.rows) != 1)}{span}"
+    here = self.rows[self.at * PER_PAGE : (self.at + 1) * PER_PAGE]
+    span = f", {self.at * PER_PAGE + 1} to {self.at * PER_PAGE + len(here)} shown" if last else ""
+    self.where.value = (
+        f"<b>{html(self.title)}</b>: {len(self.rows):,} image{'s' * (len(self.rows) != 1)}{span}"
+    )
     self.pictures.load(here)
-    self.strip.value = "".join(self.pictures.html(r, 46, self.under(r)) for r in here) or "<i>there is no such image</i>"
+    self.strip.value = (
+        "".join(self.pictures.html(r, 46, self.under(r)) for r in here) or "<i>there is no such image</i>"
+    )
 
 @patch
 def under(self: ConfusionLab, image: int) -> str:

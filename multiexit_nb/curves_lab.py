@@ -20,18 +20,31 @@ from .weights_lab import MOST_RUNS, FigureBox, HistoryLab, named
 from .widgets import answered, demo_run, pick, run_picker, save_row
 
 # %% ../nbs/66_curves_lab.ipynb #views
-VIEWS = {"accuracy by epoch": ("metric", "panels", "split", "seeds"), "stability": ("which", "last", "seeds"),
-         "temperature and confidence": ("seeds",), "γ, learned loss weights": ("student",),
-         "against a hyperparameter": ("swept",), "beside the papers": ("instead", "seeds")}
-METRICS = {"top-1": "top1", "top-5": "top5", "ensemble of exits 1…m": "anytime", "cross-entropy": "ce", "learning gap": "gap"}
-_WORDS = """<b>accuracy by epoch</b>: each exit while it learns. A panel per exit compares the runs (EED's Figure 5 is that of the
-last exit); a panel per run compares its exits. With several seeds the line is their mean, the band one standard deviation.
-<b>stability</b>: how much the accuracy still wavers in the last epochs; the lower the bar, the steadier.
-<b>temperature and confidence</b>: DBT softens its teacher: when the last exit is on average surer than a limit μ, τ rises.
-<b>γ</b>: HDKD learns how much each part of the loss counts: grey for the labels, a colour for the later exit of that colour.
-<b>against a hyperparameter</b>: accuracy on test against a number that differs between the chosen runs.
-<b>beside the papers</b>: ours on test (filled), the papers' (open). Where a paper has no such data set, choose one to stand in:
-then compare the order of the methods, not the numbers. MATE and EED report the epoch with the best <i>test</i> accuracy."""
+VIEWS = {
+    "accuracy by epoch": ("metric", "panels", "split", "seeds"),
+    "stability": ("which", "last", "seeds"),
+    "temperature and confidence": ("seeds",),
+    "γ, learned loss weights": ("student",),
+    "against a hyperparameter": ("swept",),
+    "beside the papers": ("instead", "seeds"),
+}
+METRICS = {
+    "top-1": "top1",
+    "top-5": "top5",
+    "ensemble of exits 1…m": "anytime",
+    "cross-entropy": "ce",
+    "learning gap": "gap",
+}
+_WORDS = """<b>accuracy by epoch</b>: each exit while it learns. A panel per exit compares the runs (EED's
+Figure 5 is that of the last exit); a panel per run compares its exits. With several seeds the
+line is their mean, the band one standard deviation. <b>stability</b>: how much the accuracy still
+wavers in the last epochs; the lower the bar, the steadier. <b>temperature and confidence</b>: DBT
+softens its teacher: when the last exit is on average surer than a limit μ, τ rises. <b>γ</b>:
+HDKD learns how much each part of the loss counts: grey for the labels, a colour for the later
+exit of that colour. <b>against a hyperparameter</b>: accuracy on test against a number that
+differs between the chosen runs. <b>beside the papers</b>: ours on test (filled), the papers'
+(open). Where a paper has no such data set, choose one to stand in: then compare the order of the
+methods, not the numbers. MATE and EED report the epoch with the best <i>test</i> accuracy."""
 
 # %% ../nbs/66_curves_lab.ipynb #first-runs
 def first_runs(known: list[Run], most: int = 4) -> list[Run]:
@@ -45,22 +58,13 @@ class CurvesLab(HistoryLab):
 
     def __init__(self, runs: list[Run] | None = None):
         super().__init__()
-        self.made = None
-        known = self.listed() or [demo_run(method=m, epochs=6, images_per_class=60) for m in ("mate", "branchynet")]
+        self.made, self.frame = None, FigureBox(460)
+        small = dict(epochs=6, images_per_class=60)
+        known = self.listed() or [demo_run(method=m, **small) for m in ("mate", "branchynet")]
         chosen = runs or first_runs(known)
         self.picker = run_picker("runs", True, chosen, [*known, *(r for r in chosen if r not in known)])
         self.view = pick("show", "what to compare", list(VIEWS))
-        self.metric = pick("what", "what is drawn", list(METRICS.items()))
-        self.split = pick("on", "training: on the augmented images, while learning", [("validation", ""), ("training", "train")])
-        self.panels = pick("panels", "exits beside each other, or runs", ["all exits", "last exit", "a panel per run"])
-        self.seeds = W.Checkbox(value=True, description="mean over seeds", indent=False)
-        self.which = pick("measure", "of what", [(v, k) for k, v in compare.STABILITY.items()])
-        self.last = W.BoundedIntText(10, min=2, max=1000, description="last epochs", tooltip="how many of the last epochs")
-        self.student = pick("student", "who learns", [("exit 1", 1)])
-        self.swept = pick("against", "a number that differs between the runs", [("–", "")])
-        self.instead = pick("published", "whose published numbers", [("the runs' own", "")])
-        self.frame = FigureBox(460)
-        settings = [self.metric, self.panels, self.split, self.which, self.last, self.student, self.swept, self.instead, self.seeds]
+        settings = self.settings()
         self.lay_out([self.picker, self.again, self.view, *settings], [], {"": [self.frame]}, _WORDS,
                      [save_row(lambda: self.frame.figure, lambda: self.made[1], "curves")])
         self.on(self.picker, self.take)
@@ -69,6 +73,25 @@ class CurvesLab(HistoryLab):
             self.on(w, self.draw)
         with answered(self.line):
             self.take()
+
+# %% ../nbs/66_curves_lab.ipynb #settings
+@patch
+def settings(self: CurvesLab) -> list:
+    "What the views need to be told."
+    sides = [("validation", ""), ("training", "train")]
+    self.metric = pick("what", "what is drawn", list(METRICS.items()))
+    self.split = pick("on", "training: on the augmented images, while learning", sides)
+    self.panels = pick("panels", "exits beside each other, or runs",
+                       ["all exits", "last exit", "a panel per run"])
+    self.seeds = W.Checkbox(value=True, description="mean over seeds", indent=False)
+    self.which = pick("measure", "of what", [(v, k) for k, v in compare.STABILITY.items()])
+    self.last = W.BoundedIntText(10, min=2, max=1000, description="last epochs",
+                                tooltip="how many of them")
+    self.student = pick("student", "who learns", [("exit 1", 1)])
+    self.swept = pick("against", "a number that differs between the runs", [("–", "")])
+    self.instead = pick("published", "whose published numbers", [("the runs' own", "")])
+    return [self.metric, self.panels, self.split, self.which, self.last, self.student, self.swept,
+            self.instead, self.seeds]
 
 # %% ../nbs/66_curves_lab.ipynb #take
 @patch
@@ -82,20 +105,32 @@ def take(self: CurvesLab):
         self.fill(self.student, [(f"exit {m}", m) for m in range(1, max(M, 1) + 1)], 1)
         self.fill(self.swept, [(n, n) for n in swept_numbers(runs)] or [("nothing differs", "")])
         p = published()
-        p = p[(p.metric == "top1") & p.method_id.isin({r.parameters["method"] for r in runs}) & p.model_id.notna()]
+        p = p[
+            (p.metric == "top1")
+            & p.method_id.isin({r.parameters["method"] for r in runs})
+            & p.model_id.notna()
+        ]
         places = dict.fromkeys(zip(p.dataset, p.model_id, strict=True))
         self.fill(self.instead, [("the runs' own", ""), *((f"{d} · {m}", (d, m)) for d, m in places)], "")
     self.draw()
 
 # %% ../nbs/66_curves_lab.ipynb #swept-numbers
 def swept_numbers(runs) -> dict:
-    "Numbers that differ between finished runs: name → one for each run, hyperparameters first; seeds are none of them."
+    "Numbers that differ between finished runs: name → one for each run; seeds are none."
     found = {}
     for r in (r for r in runs if r.finished):
         p = r.parameters
-        hyper = arms.hyper_of(p["method"], len(r.result["test"]["top1"]), p.get("preset", "default"), **p.get("method_args", {}))
+        hyper = arms.hyper_of(
+            p["method"],
+            len(r.result["test"]["top1"]),
+            p.get("preset", "default"),
+            **p.get("method_args", {}),
+        )
         own = hyper or {}
-        for n, v in [*own.items(), *((k, v) for k, v in p.items() if k not in own and k not in arms.REPLICATE)]:
+        for n, v in [
+            *own.items(),
+            *((k, v) for k, v in p.items() if k not in own and k not in arms.REPLICATE),
+        ]:
             if isinstance(v, int | float) and not isinstance(v, bool):
                 found.setdefault(n, {})[r.path] = v
     return {n: v for n, v in found.items() if len(set(v.values())) > 1}
@@ -122,13 +157,19 @@ def draw(self: CurvesLab):
 def draw_epochs(lab: CurvesLab, groups: dict):
     "Exit accuracies, or another metric, by epoch (EED Figs. 3, 5)."
     metric, own = lab.metric.value, lab.split.value
-    table = compare.by_epoch({n: [lab.histories.rows(r, metric) for r in rs] for n, rs in groups.items()}, metric, own or None)
+    table = compare.by_epoch(
+        {n: [lab.histories.rows(r, metric) for r in rs] for n, rs in groups.items()}, metric, own or None
+    )
     if not len(table):
         where = "on the training images " if own else ""
-        raise InputError(f"{lab.metric.label} {where}was not logged by these runs" + (": choose top-1" if own else ""))
+        raise InputError(
+            f"{lab.metric.label} {where}was not logged by these runs" + (": choose top-1" if own else "")
+        )
     if lab.panels.value == "a panel per run":
         return two_rows(compare.plot_exits(table, metric)), table
-    return two_rows(compare.plot_runs(table, [-1] if lab.panels.value == "last exit" else None, metric)), table
+    return two_rows(
+        compare.plot_runs(table, [-1] if lab.panels.value == "last exit" else None, metric)
+    ), table
 
 def two_rows(fig):
     "Ticks that do not collide in narrow panels."
@@ -150,9 +191,12 @@ def draw_stability(lab: CurvesLab, groups: dict):
 def draw_temperature(lab: CurvesLab, groups: dict):
     "DBT Fig. 6 for any runs."
     import pandas as pd
+
     series = {}
     for n, rs in groups.items():
-        found = pd.concat([compare.temperatures(lab.histories.rows(r, "temperature")) for r in rs], axis=1).mean(axis=1)
+        found = pd.concat(
+            [compare.temperatures(lab.histories.rows(r, "temperature")) for r in rs], axis=1
+        ).mean(axis=1)
         if len(found):
             series[n] = found
     if not series:
@@ -166,21 +210,30 @@ def draw_temperature(lab: CurvesLab, groups: dict):
     return compare.plot_temperature(only, at_end.get(name), mu), pd.DataFrame(series)
 
 def confidence_at_end(run: Run, temperature: float) -> tuple | None:
-    "Mean largest probability of the last exit on test, as it is and tempered; None where no outputs are kept."
+    "Confidence of the last exit on test, as it is and tempered; None without outputs."
     try:
         out = run.outputs("test")
     except InputError:
         return None
-    return tuple(float(out.confidence("max", [t]*out.num_exits)[-1].mean()) for t in (1., float(temperature)))
+    return tuple(
+        float(out.confidence("max", [t] * out.num_exits)[-1].mean()) for t in (1.0, float(temperature))
+    )
 
 # %% ../nbs/66_curves_lab.ipynb #draw-gamma
 def draw_gamma(lab: CurvesLab, groups: dict):
     "HDKD's loss weights of one student."
     import pandas as pd
+
     runs = {n: rs[0] for n, rs in groups.items()}
-    tables = {n: t for n, r in runs.items() if len(t := compare.gammas(lab.histories.rows(r, "gamma"), lab.student.value))}
+    tables = {
+        n: t
+        for n, r in runs.items()
+        if len(t := compare.gammas(lab.histories.rows(r, "gamma"), lab.student.value))
+    }
     if not tables:
-        raise InputError(f"none of these runs logged γ for exit {lab.student.value}: HDKD and its relatives do")
+        raise InputError(
+            f"none of these runs logged γ for exit {lab.student.value}: HDKD and its relatives do"
+        )
     M = max(lab.histories.exits(runs[n]) for n in tables)
     return compare.plot_gammas(tables, lab.student.value, M), pd.concat(tables, axis=1)
 
@@ -190,7 +243,9 @@ def draw_sweep(lab: CurvesLab, groups: dict):
     name, runs = lab.swept.value, [rs[0] for rs in groups.values()]
     values = swept_numbers(runs).get(name)
     if not values:
-        raise InputError("no number differs between the finished ones among these runs: choose some with different hyperparameters")
+        raise InputError(
+            "no number differs between the finished ones among these runs: choose others"
+        )
     several = len({arms.subject_of(r) for r in runs}) > 1
     rows = []
     for r in runs:
@@ -198,15 +253,18 @@ def draw_sweep(lab: CurvesLab, groups: dict):
             line = r.parameters["method"] + (", " + " · ".join(arms.subject_of(r)) if several else "")
             rows.append((line, values[r.path], r.result["test"]["top1"]))
     table = compare.sweep_table(rows)
-    fig = compare.plot_sweep(table, name, log=table.x.min() > 0 and table.x.max()/table.x.min() > 5)
+    fig = compare.plot_sweep(table, name, log=table.x.min() > 0 and table.x.max() / table.x.min() > 5)
     if table.groupby("name").x.nunique().max() < 2:
-        fig.update_layout(title_text=f"Accuracy against {name}: one value for each method, so there is no line")
+        fig.update_layout(
+            title_text=f"Accuracy against {name}: one value for each method, so there is no line"
+        )
     return fig, table
 
 # %% ../nbs/66_curves_lab.ipynb #draw-papers
 def draw_papers(lab: CurvesLab, groups: dict):
     "Ours beside the published numbers."
     import pandas as pd
+
     parts, where = [], {}
     for name, rs in groups.items():
         rs = [r for r in rs if r.finished]
@@ -221,9 +279,17 @@ def draw_papers(lab: CurvesLab, groups: dict):
     table = pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
     if not len(table):
         missing = " or ".join(sorted(where)) or "an unfinished run"
-        raise InputError(f"no published number fits {missing}: choose another under 'published' to stand in for it")
+        raise InputError(
+            f"no published number fits {missing}: choose another under 'published' to stand in for it"
+        )
     stand = f" (as if they were {data} · {model})" if lab.instead.value else ""
     return compare.plot_beside(table).update_layout(title_text=f"Beside the papers{stand}"), table
 
 # %% ../nbs/66_curves_lab.ipynb #draws
-DRAW = dict(zip(VIEWS, (draw_epochs, draw_stability, draw_temperature, draw_gamma, draw_sweep, draw_papers), strict=True))
+DRAW = dict(
+    zip(
+        VIEWS,
+        (draw_epochs, draw_stability, draw_temperature, draw_gamma, draw_sweep, draw_papers),
+        strict=True,
+    )
+)

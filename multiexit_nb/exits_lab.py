@@ -17,8 +17,20 @@ from .core import InputError
 from .figures import exit_colours
 from .runs import Run
 from .text import html
-from .widgets import (
-    Lab, Pictures, RunWithImages, button, demo_run, figure_view, figures, pick, redraw, row, run_picker, run_text, save_row)
+from multiexit_nb.widgets import (
+    Lab,
+    Pictures,
+    RunWithImages,
+    button,
+    demo_run,
+    figure_view,
+    figures,
+    pick,
+    redraw,
+    row,
+    run_picker,
+    save_row,
+)
 
 # %% ../nbs/61_exits_lab.ipynb #exits-run
 class ExitsRun(RunWithImages):
@@ -30,17 +42,20 @@ class ExitsRun(RunWithImages):
             val = run.outputs("val")
         except InputError:
             val = None
-        cost = run.model().cost(earlier_heads=True)      # of a network that really stops: the heads before it run as well
+        cost = run.model().cost(
+            earlier_heads=True
+        )  # of a network that really stops: the heads before it run as well
         self.leaving = Leaving(run.outputs("test"), cost, val, criterion)
         self.pictures = Pictures(self.data.test, self.names)
         self.name = f"{run.parameters['method']}, {run.id[9:15]}"
 
 # %% ../nbs/61_exits_lab.ipynb #exitslab
-_WORDS = """An image leaves at the first exit that is at least as sure as the slider says. <b>threshold</b> is that
-confidence; <b>budget</b> is the average cost as a share of the full one, with thresholds from validation images. Cost counts
-an exit with the heads before it, as a network that really stops has to run them.
-<b>Overthinking</b>: right at an earlier exit, wrong at the last."""
+_WORDS = """An image leaves at the first exit that is at least as sure as the slider says. <b>threshold</b> is
+that confidence; <b>budget</b> is the average cost as a share of the full one, with thresholds
+from validation images. Cost counts an exit with the heads before it, as a network that really
+stops has to run them. <b>Overthinking</b>: right at an earlier exit, wrong at the last."""
 
+# %% ../nbs/61_exits_lab.ipynb #exitslab-b
 class ExitsLab(Lab):
     "One slider, and all it moves; one image, and what every exit says about it."
 
@@ -48,15 +63,28 @@ class ExitsLab(Lab):
         super().__init__()
         self.runs, self.rows, self.now = {}, [0], {}
         self.picker = run_picker(value=run or demo_run())
-        self.second = pick("beside", "a second run, on the same axes", [("no other run", ""), *self.picker.options])
-        self.mode = W.ToggleButtons(options=["threshold", "budget"],
-                                    tooltips=["one confidence for all exits", "average cost, as a share of the full"])
-        self.criterion = pick("confidence", "how sure an exit is: largest probability, 1 − entropy, or first − second", CRITERIA)
-        self.slider = W.FloatSlider(0.8, min=0, max=1, step=0.01, description="leave when so sure").add_class("mx-key")
+        self.second = pick(
+            "beside", "a second run, on the same axes", [("no other run", ""), *self.picker.options]
+        )
+        self.mode = W.ToggleButtons(
+            options=["threshold", "budget"],
+            tooltips=["one confidence for all exits", "average cost, as a share of the full"],
+        )
+        self.criterion = pick(
+            "confidence",
+            "how sure an exit is: largest probability, 1 − entropy, or first − second",
+            CRITERIA,
+        )
+        self.slider = W.FloatSlider(
+            0.8, min=0, max=1, step=0.01, description="leave when so sure"
+        ).add_class("mx-key")
         self.summary, self.strips, self.picture, self.near = (W.HTML() for _ in range(4))
         self.kind = pick("show", "which images", ["all images"])
         self.at = W.BoundedIntText(1, min=1, max=1, description="number", tooltip="of these images")
-        self.back, self.next = button("", "the image before", "arrow-left"), button("", "the next image", "arrow-right")
+        self.back, self.next = (
+            button("", "the image before", "arrow-left"),
+            button("", "the next image", "arrow-right"),
+        )
         self.near_exit = pick("nearest at", "which exit's opinion makes images alike", [("exit 1", 1)])
         self.shares, self.tradeoff = figure_view(height=262), figure_view(height=262)
         self.image, self.thinking = figure_view(height=300, width=420), figure_view(height=420, width=600)
@@ -73,13 +101,30 @@ class ExitsLab(Lab):
 def arrange(self: ExitsLab):
     "Where everything stands."
     one = figures(W.VBox([self.picture]).add_class("mx-narrow"), self.image)
-    views = {"cost and accuracy": [self.summary, figures(self.shares, self.tradeoff), self.strips],
-             "one image": [row(self.back, self.next), one, self.near],
-             "overthinking": [self.thinking]}
-    column = [self.picker, self.second, self.mode, self.criterion, W.HTML("<b>One image</b>"), self.kind, self.at, self.near_exit]
-    self.lay_out(column, [self.slider], views, _WORDS,
-                 [save_row(lambda: self.tradeoff, lambda: self.run.leaving.curve, "exits")])
+    views = {
+        "cost and accuracy": [self.summary, figures(self.shares, self.tradeoff), self.strips],
+        "one image": [row(self.back, self.next), one, self.near],
+        "overthinking": [self.thinking],
+    }
+    column = [
+        self.picker,
+        self.second,
+        self.mode,
+        self.criterion,
+        W.HTML("<b>One image</b>"),
+        self.kind,
+        self.at,
+        self.near_exit,
+    ]
+    self.lay_out(
+        column,
+        [self.slider],
+        views,
+        _WORDS,
+        [save_row(lambda: self.tradeoff, lambda: self.run.leaving.curve, "exits")],
+    )
 
+# %% ../nbs/61_exits_lab.ipynb #connect
 @patch
 def connect(self: ExitsLab):
     "What each control does."
@@ -114,6 +159,7 @@ def take(self: ExitsLab):
     self.turn()
     self.list_images()
 
+# %% ../nbs/61_exits_lab.ipynb #change-mode
 @patch
 def change_mode(self: ExitsLab):
     "Threshold or budget: the slider goes to where the other one was."
@@ -163,9 +209,12 @@ def in_words(self: ExitsLab, name: str) -> str:
     "Cost and accuracy of a run, in a sentence."
     run, now = self.shown()[name].leaving, self.now[name]
     full = float(run.cost[-1])
-    last = 100*run.right[-1].double().mean()
-    return (f"{html(name)}: <b>{now['cost']/full:.0%}</b> of the full cost ({now['cost']/1e6:,.2f} of {full/1e6:,.2f} million "
-            f"multiply-adds, with earlier heads); <b>{now['top1']:.1f} %</b> right, {last:.1f} % at the last exit.")
+    last = 100 * run.right[-1].double().mean()
+    return (
+        f"{html(name)}: <b>{now['cost'] / full:.0%}</b> of the full cost "
+        f"({now['cost'] / 1e6:,.2f} of {full / 1e6:,.2f} million multiply-adds, with earlier heads); "
+        f"<b>{now['top1']:.1f} %</b> right, {last:.1f} % at the last exit."
+    )
 
 # %% ../nbs/61_exits_lab.ipynb #strip-of
 @patch
@@ -175,16 +224,25 @@ def strip_of(self: ExitsLab, exits: Tensor, most: int = 12) -> str:
     here = exits[self.sample]
     for m, colour in enumerate(exit_colours(run.num_exits), 1):
         rows = self.sample[here == m][:most].tolist()
-        pictures = "".join(run.pictures.html(r, 38, self.mistake(r, m)) for r in rows) or "<i>none of the sample</i>"
-        lines.append(f'<div style="border-left:6px solid {colour};padding-left:6px;margin:2px 0;display:flex;gap:8px;overflow:hidden">'
-                     f"<span style='flex:0 0 84px'>exit {m}<br>{int((exits == m).sum()):,} images</span><span>{pictures}</span></div>")
+        pictures = (
+            "".join(run.pictures.html(r, 38, self.mistake(r, m)) for r in rows)
+            or "<i>none of the sample</i>"
+        )
+        lines.append(
+            f'<div class="mx-strip" style="border-color:{colour}"><span>exit {m}<br>'
+            f"{int((exits == m).sum()):,} images</span><span>{pictures}</span></div>"
+        )
     return "".join(lines)
 
 @patch
 def mistake(self: ExitsLab, image: int, exit: int) -> str:
     "What an exit takes an image for, where that is wrong."
     run = self.run.leaving
-    return "" if run.right[exit - 1, image] else f"✗ {html(self.run.names[int(run.answers[exit - 1, image])], 9)}"
+    return (
+        ""
+        if run.right[exit - 1, image]
+        else f"✗ {html(self.run.names[int(run.answers[exit - 1, image])], 9)}"
+    )
 
 # %% ../nbs/61_exits_lab.ipynb #list-images
 @patch

@@ -41,9 +41,9 @@ class RdmQuery:
 
 # %% ../nbs/63_rdm_lab.ipynb #side-names
 def side_names(query: RdmQuery, tested: dict) -> list[str]:
-    "What the sides are called: the method, and the seed or a letter where that is not enough; nothing for one run."
+    "What the sides are called: the method, and a seed or letter where that is not enough."
     if len(query.runs) == 1:
-        return [""]*len(query.sides)
+        return [""] * len(query.sides)
     p = [tested[r].run.parameters for r, _ in query.sides]
     names = [str(q.get("method")) for q in p]
     if len(set(names)) == 1:
@@ -84,10 +84,12 @@ def shown_matrices(query: RdmQuery, tested: dict, found: dict) -> tuple[dict, li
 
 # %% ../nbs/63_rdm_lab.ipynb #similarities
 def similarities(query: RdmQuery, tested: dict, found: dict, tell) -> tuple:
-    "How similar the matrices are, before all exits and after them, of all runs; and the colours of the exits."
+    "How similar the matrices of all exits and runs are; and the colours of the exits."
     names = {r: n for (r, _), n in zip(query.sides, side_names(query, tested), strict=True)}
     keys = sorted(found, key=lambda k: (query.runs.index(k[0]), k[2] != "features", k[1]))
-    table = rdm.similarity({panel_title(names[r], m, place): found[r, m, place] for r, m, place in keys}, query.measure, tell)
+    table = rdm.similarity(
+        {panel_title(names[r], m, place): found[r, m, place] for r, m, place in keys}, query.measure, tell
+    )
     return table, [exit_colours(tested[r].num_exits)[m - 1] for r, m, _ in keys]
 
 # %% ../nbs/63_rdm_lab.ipynb #block-text
@@ -99,8 +101,11 @@ def block_text(shown: dict) -> str:
             continue
         b = rdm.blocks(d)
         known = np.isfinite(b["between"] + b["within"])
-        said = f"two images of one class {b['within']:.2g} apart, of different classes {b['between']:.2g}" if known \
+        said = (
+            f"two images of one class {b['within']:.2g} apart, of different classes {b['between']:.2g}"
+            if known
             else "take two classes and two images of each to compare within with between"
+        )
         lines.append(f"<b>{html(title)}</b>: {said}")
     return "<br>".join(lines)
 
@@ -125,12 +130,17 @@ def label_mixed(fig, d, most: int = 16):
 
 # %% ../nbs/63_rdm_lab.ipynb #rdmlab
 MOST_IMAGES = 600
-_WORDS = """A point compares two images (or two classes). <b>Dark</b>: at this place the network does the same for both, it takes
-them for alike. <b>Bright</b>: it tells them apart. In the order <i>by class</i>, a <b>dark square on the diagonal</b> is a class
-whose images have become alike; a dark square <i>off</i> it, two classes that are mixed up. <i>Before</i>: the features that
-the exit's classifier sees. <i>After</i>: what it makes of them. The frame has the colour of the exit. Point at a cell to see both
-images. Under <i>all exits</i> each cell compares two whole matrices: <b>bright</b> cells are places that agree about what is alike."""
 
+# %% ../nbs/63_rdm_lab.ipynb #words
+_WORDS = """A point compares two images (or two classes). <b>Dark</b>: at this place the network does the same
+for both, it takes them for alike. <b>Bright</b>: it tells them apart. In the order <i>by
+class</i>, a <b>dark square on the diagonal</b> is a class whose images have become alike; a dark
+square <i>off</i> it, two classes that are mixed up. <i>Before</i>: the features that the exit's
+classifier sees. <i>After</i>: what it makes of them. The frame has the colour of the exit. Point
+at a cell to see both images. Under <i>all exits</i> each cell compares two whole matrices:
+<b>bright</b> cells are places that agree about what is alike."""
+
+# %% ../nbs/63_rdm_lab.ipynb #rdmlab-b
 class RdmLab(Lab):
     "Dissimilarity matrices before and after the classifier of an exit, of one run or of two."
 
@@ -139,17 +149,30 @@ class RdmLab(Lab):
         self.job, self.tested, self.outs, self.found, self.lock = Job(), {}, {}, {}, threading.Lock()
         self.busy, self.drawn, self.matrix, self.next, self.pictures_of = False, None, None, None, None
         self.first = run_picker("run", value=run or demo_run())
-        self.second = pick("beside", "a second run, or the same at another exit", [("no other run", ""), *self.first.options])
+        self.second = pick(
+            "beside",
+            "a second run, or the same at another exit",
+            [("no other run", ""), *self.first.options],
+        )
         self.exits = [pick(t, "1 is the shallowest", [("exit 1", 1)]) for t in ("exit", "its exit")]
-        self.distance = pick("distance", "correlation ignores how strong the activity is; euclidean does not", rdm.DISTANCES)
+        self.distance = pick(
+            "distance", "correlation ignores how strong the activity is; euclidean does not", rdm.DISTANCES
+        )
         self.after = pick("after", "what stands for the classifier's answer", ["probabilities", "logits"])
         self.by = pick("between", "every image, or the mean of each class", ["images", "classes"])
         self.order = pick("order", "by class, or what is alike together (clustering)", rdm.ORDERS)
         self.measure = pick("compare by", "how two matrices are compared", rdm.MEASURES)
         self.classes = W.SelectMultiple(description="classes", tooltip="several with Shift or Ctrl", rows=4)
-        self.per_class = W.BoundedIntText(1, min=1, max=1, description="per class", tooltip="images of every class")
-        self.seed = W.BoundedIntText(0, min=0, max=10_000, description="draw", tooltip="another number draws other images")
-        self.ten, self.all = button("10 by chance", "ten classes drawn at random"), button("all", "every class")
+        self.per_class = W.BoundedIntText(
+            1, min=1, max=1, description="per class", tooltip="images of every class"
+        )
+        self.seed = W.BoundedIntText(
+            0, min=0, max=10_000, description="draw", tooltip="another number draws other images"
+        )
+        self.ten, self.all = (
+            button("10 by chance", "ten classes drawn at random"),
+            button("all", "every class"),
+        )
         self.again = button("Again", "", "refresh")
         self.pictures, self.similar = figure_view(height=400, width=600), figure_view(height=470, width=600)
         self.blocks, self.frame = W.HTML(), W.VBox()
@@ -163,18 +186,46 @@ class RdmLab(Lab):
 @patch
 def arrange(self: RdmLab):
     "Where everything stands."
-    column = [self.first, self.exits[0], self.second, self.exits[1], self.order, self.by, self.distance, self.after,
-              self.measure, self.classes, row(self.ten, self.all), self.per_class, self.seed]
-    self.lay_out(column, [row(self.job, self.again)],
-                 {"before and after": [self.frame, self.pair, self.blocks], "all exits": [self.similar]}, _WORDS,
-                 [save_row(lambda: self.figures()[self.choose.index], self.table, "rdm")])
+    column = [
+        self.first,
+        self.exits[0],
+        self.second,
+        self.exits[1],
+        self.order,
+        self.by,
+        self.distance,
+        self.after,
+        self.measure,
+        self.classes,
+        row(self.ten, self.all),
+        self.per_class,
+        self.seed,
+    ]
+    self.lay_out(
+        column,
+        [row(self.job, self.again)],
+        {"before and after": [self.frame, self.pair, self.blocks], "all exits": [self.similar]},
+        _WORDS,
+        [save_row(lambda: self.figures()[self.choose.index], self.table, "rdm")],
+    )
 
+# %% ../nbs/63_rdm_lab.ipynb #connect
 @patch
 def connect(self: RdmLab):
     "What each control does."
     for w in (self.first, self.second):
         self.on(w, self.take)
-    for w in (self.per_class, *self.exits, self.seed, self.distance, self.after, self.by, self.order, self.measure, self.again):
+    for w in (
+        self.per_class,
+        *self.exits,
+        self.seed,
+        self.distance,
+        self.after,
+        self.by,
+        self.order,
+        self.measure,
+        self.again,
+    ):
         self.on(w, self.draw)
     self.on(self.classes, self.change_classes)
     self.on(self.all, lambda: self.choose_classes(range(len(self.classes.options))))
@@ -188,7 +239,7 @@ def by_chance(self: RdmLab, seed: int) -> np.ndarray:
 # %% ../nbs/63_rdm_lab.ipynb #take
 @patch
 def take(self: RdmLab):
-    "Take one run or two: their test images, exits and classes. Raises InputError if the images are not the same."
+    "Take one run or two. Raises InputError if they were tested on other images."
     runs = [r for r in (self.first.value, self.second.value) if r]
     for r in runs:
         if r.id not in self.tested:
@@ -213,6 +264,7 @@ def take(self: RdmLab):
     if wrong:
         raise wrong
 
+# %% ../nbs/63_rdm_lab.ipynb #take-exits
 @patch
 def take_exits(self: RdmLab, sides: list):
     "The exits to choose from; a run beside itself is shown at its other end."
@@ -332,20 +384,31 @@ def compute(self: RdmLab, query: RdmQuery, tell):
     for r in query.runs:
         if (r, query.rows) not in self.outs:
             t = self.tested[r]
-            out = rdm.representations(t.run, query.rows, t.data.test,
-                                      tell=lambda done, total: tell(done, total, f"asking the network: {done} of {total} images"))
+            out = rdm.representations(
+                t.run,
+                query.rows,
+                t.data.test,
+                tell=lambda done, total: tell(done, total, f"asking the network: {done} of {total} images"),
+            )
             kept = {k: v for k, v in self.outs.items() if k[1] == query.rows}
             self.outs = kept | {(r, query.rows): out}
     key = (query.rows, query.distance, query.by, query.after, frozenset(query.runs))
     if key not in self.found:
-        self.found = {key: all_matrices(query, self.tested, {r: self.outs[r, query.rows] for r in query.runs}, tell)}
+        self.found = {
+            key: all_matrices(query, self.tested, {r: self.outs[r, query.rows] for r in query.runs}, tell)
+        }
     self.shown, self.colours = shown_matrices(query, self.tested, self.found[key])
     self.drawn = query
     self.show()
     self.matrix, self.marks = similarities(
-        query, self.tested, self.found[key], lambda done, total: tell(done, total, f"comparing the matrices by {query.measure}"))
+        query,
+        self.tested,
+        self.found[key],
+        lambda done, total: tell(done, total, f"comparing the matrices by {query.measure}"),
+    )
     redraw(self.similar, self.figures()[1])
 
+# %% ../nbs/63_rdm_lab.ipynb #show
 @patch
 def show(self: RdmLab):
     "The matrices, in the figure that is there, or in a new one where their number has changed."
@@ -371,8 +434,12 @@ def show_pair(self: RdmLab, points):
     where = [int(points.ys[0]), int(points.xs[0])]
     if self.pictures_of is None or self.pictures_of.split is not t.data.test:
         self.pictures_of = Pictures(t.data.test, t.names)
-    apart = "  ".join(f"{html(n)}: <b>{m.iloc[where[0], where[1]]:.3g}</b> apart<br>" for n, m in self.shown.items())
-    pictures = "".join(self.pictures_of.html(int(d.index[i][1]), 56, html(d.index[i][0], 12)) for i in where)
+    apart = "  ".join(
+        f"{html(n)}: <b>{m.iloc[where[0], where[1]]:.3g}</b> apart<br>" for n, m in self.shown.items()
+    )
+    pictures = "".join(
+        self.pictures_of.html(int(d.index[i][1]), 56, html(d.index[i][0], 12)) for i in where
+    )
     self.pair.value = f'<div style="display:flex;gap:12px">{pictures}<span>{apart}</span></div>'
 
 @patch
@@ -389,6 +456,7 @@ def figures(self: RdmLab) -> tuple:
 def table(self: RdmLab):
     "The matrices that are shown, one below the other."
     import pandas as pd
+
     if self.drawn is None:
         raise InputError("nothing has been drawn yet")
     return pd.concat(self.shown, names=["matrix"])

@@ -16,27 +16,44 @@ from .figures import exit_colours
 from .published_tables import published
 from .runs import Run, whole_runs
 from .text import html
-from .widgets import (
-    Lab, answered, button, demo_run, figure_view, html_table, pick, redraw, remember, row, run_picker, run_text, save_row)
+from multiexit_nb.widgets import (
+    Lab,
+    answered,
+    button,
+    demo_run,
+    figure_view,
+    html_table,
+    pick,
+    redraw,
+    remember,
+    row,
+    run_picker,
+    run_text,
+    save_row,
+)
 
 # %% ../nbs/65_weights_lab.ipynb #begun-runs
 def begun_runs() -> list[Run]:
     "The runs that have at least one epoch behind them, newest first."
-    return [r for r in whole_runs() if (r.path/"history.csv").is_file() and {"dataset", "model", "method"} <= set(r.parameters)]
+    return [
+        r
+        for r in whole_runs()
+        if (r.path / "history.csv").is_file() and {"dataset", "model", "method"} <= set(r.parameters)
+    ]
 
 # %% ../nbs/65_weights_lab.ipynb #histories
 class Histories:
-    "Histories of runs, each read once; `rows(run, metric)` are the rows of a metric, all columns of a matrix."
+    "Histories of runs, each read once; `rows(run, metric)` are the rows of a metric."
 
     def __init__(self):
-        self.known = {}      # path → (when it was written, history, rows by metric)
+        self.known = {}  # path → (when it was written, history, rows by metric)
 
     def __call__(self, run: Run):
         "The whole history."
         return self.read(run)[1]
 
     def read(self, run: Run) -> tuple:
-        stamp = (run.path/"history.csv").stat().st_mtime_ns
+        stamp = (run.path / "history.csv").stat().st_mtime_ns
         if self.known.get(run.path, (None,))[0] != stamp:
             h = run.history
             name = h.metric.str.partition("/")[0].where(~h.metric.str.startswith("loss/"), h.metric)
@@ -56,7 +73,7 @@ class Histories:
 MOST_RUNS = 12
 
 def named(runs, together: bool = False) -> dict[str, list[Run]]:
-    "Runs by name; with `together`, runs that differ in their seeds only share one. Raises InputError for none or too many."
+    "Runs by name; with `together`, seeds share one. Raises InputError for none or too many."
     if not runs:
         raise InputError("no run is chosen: click on some (several with Shift or Ctrl)")
     if len(runs) > MOST_RUNS:
@@ -66,8 +83,12 @@ def named(runs, together: bool = False) -> dict[str, list[Run]]:
     if len(set(subjects)) > 1:
         names = [f"{n}, {s}" for n, s in zip(names, subjects, strict=True)]
     if not together:
-        for extra in (lambda i: f", seed {p[i].get('seed', 0)}", lambda i: f", split {p[i].get('split_seed', 0)}",
-                      lambda i: f" ({runs[i].id[:15]})", lambda i: f" {i + 1}"):
+        for extra in (
+            lambda i: f", seed {p[i].get('seed', 0)}",
+            lambda i: f", split {p[i].get('split_seed', 0)}",
+            lambda i: f" ({runs[i].id[:15]})",
+            lambda i: f" {i + 1}",
+        ):
             names = [n + (extra(i) if names.count(n) > 1 else "") for i, n in enumerate(names)]
     groups = {}
     for n, r in zip(names, runs, strict=True):
@@ -121,13 +142,16 @@ class HistoryLab(Lab):
         self.take()
 
 # %% ../nbs/65_weights_lab.ipynb #weightslab
-_WORDS = """<b>weights</b>: each <b>row</b> is the teacher of one exit, each <b>column</b> an exit that it takes from; a row adds up
-to 1. <b>Bright on the diagonal</b>: the exit's teacher is mostly the exit itself, so what it is asked to learn is close to what it
-knows. <b>Even rows</b>: every exit has the same say. Drag <i>epoch</i> (or press play) to see it change. The lines are one row of
-the matrix, epoch by epoch. <b>gaps</b>: how many points of accuracy the teacher of an exit is ahead. <b>Above 0</b> it has something
-to teach; <b>below 0</b> the exit knows better. A gap that stays is easier to follow than one that jumps: hence the ± in the table,
-over epochs, of the unsmoothed numbers. Smoothing (Savitzky–Golay) fits a curve through a window of epochs and takes its middle."""
+_WORDS = """<b>weights</b>: each <b>row</b> is the teacher of one exit, each <b>column</b> an exit that it
+takes from; a row adds up to 1. <b>Bright on the diagonal</b>: the exit's teacher is mostly the
+exit itself, so what it is asked to learn is close to what it knows. <b>Even rows</b>: every exit
+has the same say. Drag <i>epoch</i> (or press play) to see it change. The lines are one row of the
+matrix, epoch by epoch. <b>gaps</b>: how many points of accuracy the teacher of an exit is ahead.
+<b>Above 0</b> it has something to teach; <b>below 0</b> the exit knows better. A gap that stays
+is easier to follow than one that jumps: hence the ± in the table, over epochs, of the unsmoothed
+numbers. Smoothing (Savitzky–Golay) fits a curve through a window of epochs and takes its middle."""
 
+# %% ../nbs/65_weights_lab.ipynb #weightslab-b
 class WeightsLab(HistoryLab):
     "MATE's teacher weights at any epoch, and the learning gaps of any methods."
 
@@ -143,11 +167,16 @@ class WeightsLab(HistoryLab):
         self.slider = W.SelectionSlider(options=[0], description="epoch", continuous_update=True)
         self.play = W.Play(min=0, max=0, interval=150, show_repeat=False, tooltip="play")
         W.link((self.play, "value"), (self.slider, "index"))
-        self.window = W.SelectionSlider(options=[("off", 1)], description="smoothing", tooltip="epochs in the window")
-        self.degree = pick("by a", "what is fitted in the window", [("line", 1), ("parabola", 2), ("cubic", 3)], 3)
+        self.window = W.SelectionSlider(
+            options=[("off", 1)], description="smoothing", tooltip="epochs in the window"
+        )
+        self.degree = pick(
+            "by a", "what is fitted in the window", [("line", 1), ("parabola", 2), ("cubic", 3)], 3
+        )
         self.raw = W.Checkbox(value=True, description="unsmoothed as well", indent=False)
-        self.paper = W.Checkbox(value=False, description="beside MATE's Table 4", indent=False,
-                                tooltip="CIFAR-100, VGG16")
+        self.paper = W.Checkbox(
+            value=False, description="beside MATE's Table 4", indent=False, tooltip="CIFAR-100, VGG16"
+        )
         self.matrix, self.lines = FigureBox(300, 300), FigureBox(300, 300)
         self.gaps, self.sentence, self.table = FigureBox(360), W.HTML(), W.HTML()
         self.by_epoch, self.by_window = row(), row()
@@ -225,7 +254,10 @@ def take_weights(self: WeightsLab):
     self.teacher.disabled = run is None
     if run is None:
         self.by_epoch.children = self.matrix.children = self.lines.children = ()
-        self.weights, self.sentence.value = None, "<i>None of the chosen runs has teacher weights: only MATE learns them.</i>"
+        self.weights, self.sentence.value = (
+            None,
+            "<i>None of the chosen runs has teacher weights: only MATE learns them.</i>",
+        )
         return
     self.weights = weights.teacher_weights(self.histories.rows(run, "weights"))
     epochs = [int(e) for e in self.weights.index.get_level_values("epoch").unique()]
@@ -236,7 +268,7 @@ def take_weights(self: WeightsLab):
             self.slider.options = epochs
         self.play.max = len(epochs) - 1
         self.slider.value = before if before in epochs else epochs[-1]
-    only = [W.HTML(f"<i>epoch {epochs[0]} is the only one</i>")]      # a slider with one option cannot be drawn
+    only = [W.HTML(f"<i>epoch {epochs[0]} is the only one</i>")]  # a slider with one option cannot be drawn
     self.by_epoch.children = [self.play, self.slider] if len(epochs) > 1 else only
     self.fill(self.teacher, [(f"exit {m}", m) for m in range(1, len(self.weights.columns) + 1)], 1)
     self.draw_teacher()
@@ -250,15 +282,25 @@ def turn(self: WeightsLab):
         return
     epoch = self.slider.value
     matrix = weights.weights_at(self.weights, epoch)
-    fig = weights.plot_weights(self.weights, [epoch]).update_layout(title_text=f"Teacher weights, epoch {epoch}")
+    fig = weights.plot_weights(self.weights, [epoch]).update_layout(
+        title_text=f"Teacher weights, epoch {epoch}"
+    )
     self.matrix.show(fig)
     self.mark(epoch)
     M, summary = len(matrix.columns), weights.weight_summary(matrix)
     dots = [f'<span style="color:{c}">●</span> ' for c in exit_colours(M)]
-    rows = [[f"{dots[int(m) - 1]}teacher of exit {m}", f"{r.own:.0%}", f"exit {int(r.most_from)}", f"{r.draws_on:.1f} of {M}"]
-            for m, r in summary.iterrows()]
+    rows = [
+        [
+            f"{dots[int(m) - 1]}teacher of exit {m}",
+            f"{r.own:.0%}",
+            f"exit {int(r.most_from)}",
+            f"{r.draws_on:.1f} of {M}",
+        ]
+        for m, r in summary.iterrows()
+    ]
     self.sentence.value = html_table(rows, ["", "own exit's share", "takes most from", "draws on (exits)"])
 
+# %% ../nbs/65_weights_lab.ipynb #mark
 @patch
 def mark(self: WeightsLab, epoch: int):
     "Where the slider stands, in the lines."
@@ -284,7 +326,9 @@ def draw_gaps(self: WeightsLab):
     tables = {n: t for n, t in self.tables.items() if len(t)}
     if not tables:
         self.gaps.children, self.table.value = (), ""
-        raise InputError("these runs have no teachers, and so no learning gaps: BYOT, DBT, DKS, EED, MATE and HDKD have")
+        raise InputError(
+            "these runs have no teachers, and so no learning gaps: BYOT, DBT, DKS, EED, MATE and HDKD have"
+        )
     window, degree = self.window.value, self.degree.value
     fig = weights.plot_gaps(tables, window, degree, self.raw.value and len(self.tables) <= 3)
     smoothed = f", smoothed over {window} epochs" if window > 1 else ""
@@ -292,17 +336,24 @@ def draw_gaps(self: WeightsLab):
     self.tabulate()
     short = [n for n, t in tables.items() if weights.widest_window(len(t)) < window]
     if short:
-        self.line.value = f"{html(', '.join(short))}: fewer epochs than the window, smoothed with the widest that fits"
+        self.line.value = (
+            f"{html(', '.join(short))}: fewer epochs than the window, smoothed with the widest that fits"
+        )
 
 @patch
 def tabulate(self: WeightsLab):
     "MATE's Table 4 for these runs, the paper's beside."
     columns = {}
     for n, g in weights.gap_summary(self.tables).groupby("name", sort=False):
-        columns[n] = {r.exit: f"{r.mean:.2f} ± {r.std:.2f}" if r.epochs > 1 else f"{r.mean:.2f}" for r in g.itertuples()}
+        columns[n] = {
+            r.exit: f"{r.mean:.2f} ± {r.std:.2f}" if r.epochs > 1 else f"{r.mean:.2f}"
+            for r in g.itertuples()
+        }
     if self.paper.value:
         for n, g in published("mate", "4").groupby("method", sort=False):
-            columns[f"MATE's paper: {n}"] = {int(r.exit): f"{r.value:.2f} ± {r.std:.2f}" for r in g.itertuples()}
+            columns[f"MATE's paper: {n}"] = {
+                int(r.exit): f"{r.value:.2f} ± {r.std:.2f}" for r in g.itertuples()
+            }
     exits = sorted({m for c in columns.values() for m in c})
     rows = [[f"exit {m}", *(c.get(m, "–") for c in columns.values())] for m in exits]
     self.table.value = html_table(rows, ["mean ± std over epochs", *map(html, columns)])

@@ -43,8 +43,17 @@ def answered(line: W.HTML):
         line.value = f"<b>⚠</b> {html(kind + str(e))}"
 
 # %% ../nbs/60_widgets.ipynb #demo-run
-_DEMO = dict(dataset="digits", model="tiny", exits="sepconv", method="mate", epochs=6, batch_size=64, lr=0.05,
-             precision="fp32", channels_last="false")
+_DEMO = dict(
+    dataset="digits",
+    model="tiny",
+    exits="sepconv",
+    method="mate",
+    epochs=6,
+    batch_size=64,
+    lr=0.05,
+    precision="fp32",
+    channels_last="false",
+)
 
 def finished_runs() -> list[Run]:
     "The finished runs, newest first."
@@ -52,7 +61,7 @@ def finished_runs() -> list[Run]:
     return [Run.load(r) for r in df.run[df.state == "finished"]]
 
 def demo_run(**changes) -> Run:
-    "The newest finished run; where there is none, or with changes, one made on the spot (digits, tiny, MATE)."
+    "The newest finished run; where there is none, or with changes, one made on the spot."
     runs = finished_runs()
     if runs and not changes:
         return runs[0]
@@ -60,12 +69,12 @@ def demo_run(**changes) -> Run:
 
 # %% ../nbs/60_widgets.ipynb #run-text
 def run_text(run: Run) -> str:
-    "A run in a line: method · data set · network · accuracy of its exits · seed · what was done to it by hand."
+    "A run in a line: method, data, network, accuracy of its exits, seed, what was done by hand."
     p, top = run.parameters, run.result.get("test", {}).get("top1", [])
     name = str(p.get("dataset", "?")).rstrip("/").split("/")[-1]
     score = f"{top[0]:.1f} … {top[-1]:.1f} %" if top else "unfinished"
     parts = [p.get("method"), name, p.get("model"), score, f"seed {p.get('seed', 0)}", run.id[:15]]
-    return one_line(" · ".join([*map(str, parts), *["⚑ " + run.steered]*bool(run.steered)]))
+    return one_line(" · ".join([*map(str, parts), *["⚑ " + run.steered] * bool(run.steered)]))
 
 def run_picker(label: str = "run", several: bool = False, value=None, runs: list[Run] | None = None):
     "A list of the finished runs (or those given); `.value` is the Run, or with `several` a tuple of Runs."
@@ -75,8 +84,13 @@ def run_picker(label: str = "run", several: bool = False, value=None, runs: list
     if not several:
         return W.Dropdown(options=options, value=value or options[0][1], description=label)
     chosen = tuple(value) if value else (options[0][1],)
-    return W.SelectMultiple(options=options, value=chosen, description=label, rows=min(7, len(options) + 1),
-                            tooltip="several with Shift or Ctrl")
+    return W.SelectMultiple(
+        options=options,
+        value=chosen,
+        description=label,
+        rows=min(7, len(options) + 1),
+        tooltip="several with Shift or Ctrl",
+    )
 
 # %% ../nbs/60_widgets.ipynb #run-with-images
 class RunWithImages:
@@ -97,27 +111,48 @@ class RunWithImages:
 # %% ../nbs/60_widgets.ipynb #figure-view
 _UNUSED = ["lasso2d", "select2d", "zoomIn2d", "zoomOut2d", "autoScale2d"]
 
+# %% ../nbs/60_widgets.ipynb #fitted
 def fitted(fig, height: int, width: int = 300):
-    "A figure for a lab: as wide as its place (about `width`), its legend in rows above, its toolbar beside it."
+    "A figure for a lab: as wide as its place (about `width`), its legend in rows above."
     named = [t.name for t in fig.data if t.name and t.showlegend is not False]
     legend = len(named) > 1 and fig.layout.showlegend is not False
-    rows = -(-sum(42 + 6*len(n) for n in named)//(width - 20)) if legend else 0
+    rows = -(-sum(42 + 6 * len(n) for n in named) // (width - 20)) if legend else 0
     panels = 18 if any(a.yref == "paper" for a in fig.layout.annotations) else 0
-    fig.update_layout(width=None, autosize=True, height=height, autotypenumbers="strict",
-                      title=dict(font_size=14, x=0.01, y=1, yref="container", yanchor="top", pad_t=6),
-                      margin=dict(l=52, r=34, b=42, t=30 + 19*rows + panels), font_size=12,
-                      modebar=dict(orientation="v", bgcolor="rgba(0,0,0,0)"))
+    fig.update_layout(
+        width=None,
+        autosize=True,
+        height=height,
+        autotypenumbers="strict",
+        title=dict(font_size=14, x=0.01, y=1, yref="container", yanchor="top", pad_t=6),
+        margin=dict(l=52, r=34, b=42, t=30 + 19 * rows + panels),
+        font_size=12,
+        modebar=dict(orientation="v", bgcolor="rgba(0,0,0,0)"),
+    )
     fig.update_xaxes(title_font_size=12).update_yaxes(title_font_size=12)
     for a in fig.layout.annotations:
         a.font.size = min(a.font.size or 12, 12)
     if legend:
-        fig.update_layout(legend=dict(orientation="h", xref="container", x=0, xanchor="left", font_size=11, itemwidth=30,
-                                      yref="container", y=1 - 24/height, yanchor="top", tracegroupgap=0))
+        fig.update_layout(
+            legend=dict(
+                orientation="h",
+                xref="container",
+                x=0,
+                xanchor="left",
+                font_size=11,
+                itemwidth=30,
+                yref="container",
+                y=1 - 24 / height,
+                yanchor="top",
+                tracegroupgap=0,
+            )
+        )
     return fig
 
+# %% ../nbs/60_widgets.ipynb #figure-view-b
 def figure_view(fig=None, height: int = 300, width: int = 300):
     "A FigureWidget that shows `fig` in a place of about that size; `redraw(view, fig)` changes it."
     import plotly.graph_objects as go
+
     view = go.FigureWidget(fitted(figure() if fig is None else fig, height, width))
     view.layout.meta = dict(width=width)
     view._config = dict(responsive=True, displaylogo=False, modeBarButtonsToRemove=_UNUSED)
@@ -136,7 +171,7 @@ def redraw(view, fig):
             view.data = ()
             view.add_traces(list(fig.data))
         layout = fig.layout.to_plotly_json()
-        layout.pop("template", None)      # it has it already
+        layout.pop("template", None)  # it has it already
         for k in ("annotations", "shapes", "images"):
             layout.setdefault(k, ())
         view.update_layout(layout)
@@ -147,21 +182,26 @@ def redraw(view, fig):
 
 def remember(view):
     "Let the state be the figure as it is now: what a reloaded page, or voila, asks for."
-    view._trait_values |= dict(_widget_data=deepcopy(view._data), _widget_layout=deepcopy(view._layout_obj._props))
+    view._trait_values |= dict(
+        _widget_data=deepcopy(view._data), _widget_layout=deepcopy(view._layout_obj._props)
+    )
     return view
 
 # %% ../nbs/60_widgets.ipynb #export-file
 def export_file(figure, table, name: str, kind: str) -> Path:
-    "Write a figure or its table into `exports` in the folder of the runs. Raises InputError if it cannot be made."
+    "Write a figure or its table into the runs' `exports`. Raises InputError if it cannot be made."
     import plotly.graph_objects as go
-    folder = settings()["runs"]/"exports"
+
+    folder = settings()["runs"] / "exports"
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder/f"{name}-{time.strftime('%Y%m%d-%H%M%S')}.{kind}"
+    path = folder / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}.{kind}"
     if kind == "csv":
         table.to_csv(path)
         return path
-    tall = 640*(figure.layout.height or 380)/max(400, figure.layout.width or 640)
-    fig = go.Figure(figure).update_layout(width=640, height=max(320, tall), paper_bgcolor="white", font_color="rgb(40,40,40)")
+    tall = 640 * (figure.layout.height or 380) / max(400, figure.layout.width or 640)
+    fig = go.Figure(figure).update_layout(
+        width=640, height=max(320, tall), paper_bgcolor="white", font_color="rgb(40,40,40)"
+    )
     if kind == "html":
         fig.write_html(path)
         return path
@@ -205,12 +245,16 @@ def control(parameter: Parameter):
 
 # %% ../nbs/60_widgets.ipynb #controls
 class Controls(W.VBox):
-    "The hyperparameters of a method as widgets; `.value` is what differs from the preset, `.preset` the preset."
+    "A method's hyperparameters as widgets; `.value` is what differs from `.preset`."
 
     def __init__(self, method: str):
         self.cls, self.signature = _discover()[method], hyperparameters(method)
-        self.choice = W.Dropdown(options=list(self.cls.presets), value="default", description="preset",
-                                 tooltip="named values, such as those of the paper")
+        self.choice = W.Dropdown(
+            options=list(self.cls.presets),
+            value="default",
+            description="preset",
+            tooltip="named values, such as those of the paper",
+        )
         self.fields = {n: control(p) for n, p in self.signature.items()}
         self.line = message()
         self.choice.observe(lambda _: self.fill(), "value")
@@ -230,11 +274,6 @@ class Controls(W.VBox):
             v = preset.get(n, p.default)
             self.fields[n].value = str(v) if isinstance(self.fields[n], W.Text) else v
 
-    def read(self, name: str):
-        "What a widget says, checked. Raises InputError if it may not be."
-        w = self.fields[name]
-        return self.signature[name].check(read_text(w.value) if isinstance(w, W.Text) else w.value)
-
     @property
     def value(self) -> dict:
         preset = _preset(self.cls, self.preset)
@@ -242,10 +281,18 @@ class Controls(W.VBox):
         own = {n: p.check(preset.get(n, p.default)) for n, p in self.signature.items()}
         return {n: v for n, v in read.items() if v != own[n]}
 
-    def check(self):
-        "Answer a bad value in a line."
-        with answered(self.line):
-            return self.value
+# %% ../nbs/60_widgets.ipynb #read
+@patch
+def read(self: Controls, name: str):
+    "What a widget says, checked. Raises InputError if it may not be."
+    w = self.fields[name]
+    return self.signature[name].check(read_text(w.value) if isinstance(w, W.Text) else w.value)
+
+@patch
+def check(self: Controls):
+    "Answer a bad value in a line."
+    with answered(self.line):
+        return self.value
 
 # %% ../nbs/60_widgets.ipynb #read-text
 def read_text(text: str):
@@ -260,12 +307,15 @@ def read_text(text: str):
 class Cancelled(Exception):
     "The work was cancelled."
 
+# %% ../nbs/60_widgets.ipynb #job-b
 class Job(W.HBox):
-    "Long work in a thread, with a bar and a Cancel button: `start(work, done)` calls `work(job)`, then `done(result)`."
+    "Long work in a thread: `start(work, done)` calls `work(job)`, then `done(result)`."
 
     def __init__(self):
         self.bar, self.line = W.FloatProgress(0, min=0, max=1, layout=W.Layout(width="120px")), message()
-        self.button = W.Button(description="Cancel", icon="times", disabled=True, tooltip="nothing is being computed")
+        self.button = W.Button(
+            description="Cancel", icon="times", disabled=True, tooltip="nothing is being computed"
+        )
         self.button.on_click(lambda _: self.cancel())
         self.thread, self.stopping, self.result = None, threading.Event(), None
         super().__init__([self.bar, self.button, self.line])
@@ -325,16 +375,17 @@ class Pictures:
     def load(self, rows):
         "Decode what is not known yet."
         from PIL import Image
+
         rows = [r for r in rows if r not in self.known]
         if not rows:
             return
         part = self.split.take(torch.tensor(rows))
         x = torch.cat([batch for batch, _ in part.batches(256)])
-        x = x*part.std.view(3, 1, 1) + part.mean.view(3, 1, 1)
-        x = (x*255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
+        x = x * part.std.view(3, 1, 1) + part.mean.view(3, 1, 1)
+        x = (x * 255).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
         for row, array in zip(rows, x, strict=True):
             file, image = io.BytesIO(), Image.fromarray(array)
-            image.thumbnail((160, 160))      # larger is not shown
+            image.thumbnail((160, 160))  # larger is not shown
             image.save(file, "png")
             self.known[row] = base64.b64encode(file.getvalue()).decode()
 
@@ -342,8 +393,10 @@ class Pictures:
         "One picture with a line below, which is HTML."
         self.load([row])
         label = html(self.names[int(self.split.labels[row])])
-        image = (f'<img alt="image {row}: {label}" title="image {row}: {label}" style="width:{size}px;height:{size}px;'
-                 f'image-rendering:pixelated" src="data:image/png;base64,{self.known[row]}">')
+        image = (
+            f'<img alt="image {row}: {label}" title="image {row}: {label}" '
+            f'style="width:{size}px;height:{size}px;image-rendering:pixelated" src="data:image/png;base64,{self.known[row]}">'
+        )
         return f'<div class="mx-picture" style="width:{size}px">{image}<br>{text}</div>'
 
 # %% ../nbs/60_widgets.ipynb #html-table
@@ -356,8 +409,10 @@ def html_table(rows: list[list[str]], head: list[str]) -> str:
 # %% ../nbs/60_widgets.ipynb #frame
 _CSS = """
 .mx-lab { container-type: inline-size; width: 100%; overflow: hidden; line-height: 1.35; }
-.mx-lab .mx-body.mx-body { display: grid; grid-template-columns: 224px minmax(0, 1fr); gap: 10px; align-items: start; overflow: hidden; }
-.mx-lab .mx-controls { --jp-widgets-inline-width: calc(100% - 4px); --jp-widgets-inline-label-width: 74px; --jp-widgets-margin: 1px;
+.mx-lab .mx-body.mx-body { display: grid; grid-template-columns: 224px minmax(0, 1fr); gap: 10px;
+  align-items: start; overflow: hidden; }
+.mx-lab .mx-controls { --jp-widgets-inline-width: calc(100% - 4px); --jp-widgets-inline-label-width: 74px;
+  --jp-widgets-margin: 1px;
                        max-height: 640px; overflow-y: auto; overflow-x: hidden; }
 .mx-lab .mx-controls .jupyter-widgets { max-width: 100%; }
 .mx-lab .mx-controls .widget-label { text-align: left; }
@@ -365,18 +420,27 @@ _CSS = """
 .mx-lab .mx-controls .widget-select-multiple select { width: 100%; }
 .mx-lab .mx-answer { min-width: 0; overflow: hidden; }
 .mx-lab .mx-view { overflow: hidden; }
-.mx-lab .mx-row.mx-row { display: flex; flex-flow: row wrap; align-items: center; gap: 2px 6px; overflow: hidden; }
-.mx-lab .mx-row > .jupyter-button, .mx-lab .mx-save .jupyter-button, .mx-lab .mx-job .jupyter-button { width: auto; flex: none; }
+.mx-lab .mx-row.mx-row { display: flex; flex-flow: row wrap; align-items: center; gap: 2px 6px; overflow:
+  hidden; }
+.mx-lab .mx-row > .jupyter-button, .mx-lab .mx-save .jupyter-button, .mx-lab .mx-job .jupyter-button {
+  width: auto; flex: none; }
 .mx-lab .mx-figures.mx-figures { display: flex; flex-flow: row wrap; gap: 4px; overflow: hidden; }
 .mx-lab .mx-figures > * { flex: 1 1 260px; min-width: 0; overflow: hidden; }
 .mx-lab .mx-figures > .mx-narrow { flex: 0 0 160px; }
 .mx-lab .mx-wide > * { flex-basis: 100%; }
 .mx-lab .mx-key { --jp-widgets-inline-width: 100%; --jp-widgets-inline-label-width: 150px; }
 .mx-lab .mx-key .widget-slider { flex: 1 1 300px; }
-.mx-lab .mx-views .jupyter-button, .mx-lab .widget-toggle-buttons .jupyter-button { width: auto; padding: 0 10px; }
-.mx-lab .mx-picture { display: inline-block; text-align: center; margin: 1px; font-size: 11px; line-height: 1.2; vertical-align: top; overflow: hidden; }
-.mx-lab .mx-table { border-collapse: collapse; } .mx-lab .mx-table td, .mx-lab .mx-table th { padding: 1px 10px; text-align: right; white-space: nowrap; }
-.mx-lab summary { cursor: pointer; } .mx-lab .widget-html-content { line-height: 1.35; overflow-wrap: anywhere; }
+.mx-lab .mx-views .jupyter-button, .mx-lab .widget-toggle-buttons .jupyter-button { width: auto; padding:
+  0 10px; }
+.mx-lab .mx-picture { display: inline-block; text-align: center; margin: 1px; font-size: 11px;
+  line-height: 1.2; vertical-align: top; overflow: hidden; }
+.mx-lab .mx-table { border-collapse: collapse; } .mx-lab .mx-table td, .mx-lab .mx-table th { padding: 1px
+  10px; text-align: right; white-space: nowrap; }
+.mx-lab .mx-strip { border-left: 6px solid; padding-left: 6px; margin: 2px 0; display: flex; gap: 8px;
+  overflow: hidden; }
+.mx-lab .mx-strip > span:first-child { flex: 0 0 84px; }
+.mx-lab summary { cursor: pointer; } .mx-lab .widget-html-content { line-height: 1.35; overflow-wrap:
+  anywhere; }
 @container (max-width: 600px) { .mx-lab .mx-body.mx-body { grid-template-columns: minmax(0, 1fr); } }
 """
 
@@ -389,14 +453,16 @@ export default { render({ model, el }) {
     clearInterval(begin);
     lab.addEventListener("focusin", e => e.target.setAttribute("data-lm-suppress-shortcuts", "true"));
     let later = 0;
-    const sizes = new ResizeObserver(() => { clearTimeout(later); later = setTimeout(() => window.dispatchEvent(new Event("resize")), 40); });
+    const tell = () => window.dispatchEvent(new Event("resize"));
+    const sizes = new ResizeObserver(() => { clearTimeout(later); later = setTimeout(tell, 40); });
     const name = () => {
       lab.querySelectorAll(".mx-view").forEach(x => sizes.observe(x));
       lab.querySelectorAll(".jupyter-widgets").forEach(x => {
         const label = x.querySelector(":scope > .widget-label")?.textContent || x.title;
-        x.querySelectorAll(":scope > select, :scope > input, .noUi-handle").forEach(y => { if (label && !y.ariaLabel) y.ariaLabel = label; });
+        const parts = x.querySelectorAll(":scope > select, :scope > input, .noUi-handle");
+        parts.forEach(y => { if (label && !y.ariaLabel) y.ariaLabel = label; });
       });
-      lab.querySelectorAll("button").forEach(b => { if (!b.textContent.trim() && b.title) b.ariaLabel = b.title; });
+      for (const b of lab.querySelectorAll("button")) if (!b.textContent.trim() && b.title) b.ariaLabel = b.title;
     };
     name();
     new MutationObserver(() => setTimeout(name, 100)).observe(lab, { childList: true, subtree: true });
@@ -441,11 +507,6 @@ class Lab(W.VBox):
         self.children = [W.HBox([self.controls, self.stage]).add_class("mx-body"), Frame()]
         self.show_view()
 
-    def show_view(self):
-        "Only the chosen view."
-        for name, view in self.views.items():
-            view.layout.display = "" if name == self.choose.value else "none"
-
     @contextlib.contextmanager
     def quietly(self):
         "Values that are set within start no callback."
@@ -455,16 +516,24 @@ class Lab(W.VBox):
         finally:
             self.silent -= 1
 
-    def on(self, widget, call):
-        "Call on a change or a click; a mistake is answered in the line."
-        def happened(_):
-            if not self.silent:
-                with answered(self.line):
-                    call()
-        if isinstance(widget, W.Button):
-            widget.on_click(happened)
-        else:
-            widget.observe(happened, "value")
+# %% ../nbs/60_widgets.ipynb #show-view
+@patch
+def show_view(self: Lab):
+    "Only the chosen view."
+    for name, view in self.views.items():
+        view.layout.display = "" if name == self.choose.value else "none"
+
+@patch
+def on(self: Lab, widget, call):
+    "Call on a change or a click; a mistake is answered in the line."
+    def happened(_):
+        if not self.silent:
+            with answered(self.line):
+                call()
+    if isinstance(widget, W.Button):
+        widget.on_click(happened)
+    else:
+        widget.observe(happened, "value")
 
 # %% ../nbs/60_widgets.ipynb #fill
 @patch

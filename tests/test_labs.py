@@ -1,6 +1,5 @@
 """The labs train and exits without a browser: what buttons and sliders do."""
 import shutil
-import statistics
 import time
 from pathlib import Path
 

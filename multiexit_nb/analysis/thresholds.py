@@ -93,8 +93,12 @@ def kinds_of_images(num_exits: int) -> list[str]:
 def rows(self: Leaving, kind: str, exits: Tensor) -> list[int]:
     "The images of a kind: all, wrong at the last exit, overthought, or those that leave at an exit."
     before = self.right[:-1].any(0) if self.num_exits > 1 else self.right[-1]
-    masks = {_ALL: torch.ones_like(before), _OVER: before & ~self.right[-1], _GAINED: ~before & self.right[-1],
-             _WRONG: ~self.right[-1]}
+    masks = {
+        _ALL: torch.ones_like(before),
+        _OVER: before & ~self.right[-1],
+        _GAINED: ~before & self.right[-1],
+        _WRONG: ~self.right[-1],
+    }
     mask = masks[kind] if kind in masks else exits == int(kind.split()[-1])
     return mask.nonzero().flatten().tolist()
 
@@ -111,35 +115,64 @@ def neighbours(self: Leaving, image: int, exit: int, n: int = 8) -> tuple[list[i
     return near.indices.tolist(), near.values.tolist()
 
 # %% ../../nbs/53_thresholds.ipynb #plot-shares
-def plot_shares(shares: dict):   # name → (M,)
+def plot_shares(shares: dict):  # name → (M,)
     "How many of the images leave at each exit."
     M = max(map(len, shares.values()))
     fig = figure("Where the images leave", "", "images (%)", showlegend=len(shares) > 1)
     for i, (name, values) in enumerate(shares.items()):
-        marker = dict(color=exit_colours(len(values)), opacity=.55 if i else 1, pattern_shape="/" if i else "")
-        fig.add_bar(x=[f"exit {m}" for m in range(1, len(values) + 1)], y=[100*float(s) for s in values], name=name,
-                    marker=marker, texttemplate="%{y:.0f}" if M <= 6 else None)
+        marker = dict(
+            color=exit_colours(len(values)), opacity=0.55 if i else 1, pattern_shape="/" if i else ""
+        )
+        fig.add_bar(
+            x=[f"exit {m}" for m in range(1, len(values) + 1)],
+            y=[100 * float(s) for s in values],
+            name=name,
+            marker=marker,
+            texttemplate="%{y:.0f}" if M <= 6 else None,
+        )
     return fig.update_yaxes(range=[0, 109]).update_xaxes(type="category").update_layout(barmode="group")
 
 # %% ../../nbs/53_thresholds.ipynb #plot-tradeoff
-def plot_tradeoff(leaving: dict,   # name → Leaving
-                  now: dict):      # name → what `at` said
+def plot_tradeoff(
+    leaving: dict,  # name → Leaving
+    now: dict,
+):  # name → what `at` said
     "Accuracy against average cost for all thresholds, each exit alone, and where the slider stands."
     fig = figure("Accuracy against cost", "multiply-adds per image (mean)", "top-1 (%)")
     for i, (name, run) in enumerate(leaving.items()):
         note, dash = f", {name}" if len(leaving) > 1 else "", "dash" if i else "solid"
-        fig.add_scatter(x=run.curve.cost, y=run.curve.top1, name=f"threshold{note}", mode="lines",
-                        line=dict(color=GREY, dash=dash))
+        fig.add_scatter(
+            x=run.curve.cost,
+            y=run.curve.top1,
+            name=f"threshold{note}",
+            mode="lines",
+            line=dict(color=GREY, dash=dash),
+        )
         symbols = [MARKERS[m % len(MARKERS)] + ("-open" if i else "") for m in range(run.num_exits)]
-        fig.add_scatter(x=run.cost.tolist(), y=(100*run.right.double().mean(1)).tolist(), mode="markers",
-                        name=f"one exit{note}", marker=dict(color=exit_colours(run.num_exits), size=10, symbol=symbols))
-        fig.add_scatter(x=[now[name]["cost"]], y=[now[name]["top1"]], name=f"now{note}", mode="markers",
-                        marker=dict(color="rgb(224,60,49)", size=14, symbol="x-open" if i else "x"))
+        fig.add_scatter(
+            x=run.cost.tolist(),
+            y=(100 * run.right.double().mean(1)).tolist(),
+            mode="markers",
+            name=f"one exit{note}",
+            marker=dict(color=exit_colours(run.num_exits), size=10, symbol=symbols),
+        )
+        fig.add_scatter(
+            x=[now[name]["cost"]],
+            y=[now[name]["top1"]],
+            name=f"now{note}",
+            mode="markers",
+            marker=dict(color="rgb(224,60,49)", size=14, symbol="x-open" if i else "x"),
+        )
     return fig.update_xaxes(exponentformat="SI", rangemode="tozero")
 
 # %% ../../nbs/53_thresholds.ipynb #plot-image
-def plot_image(p: Tensor,             # (M, K)
-               names, truth: int, leaves: int, most: int = 5):
+def plot_image(
+    p: Tensor,  # (M, K)
+    names,
+    truth: int,
+    leaves: int,
+    most: int = 5,
+):
     "What every exit says about one image: the classes that any exit finds likely."
     top = p.amax(0).topk(min(most, p.shape[1])).indices.tolist()
     if truth not in top and truth < p.shape[1]:
@@ -147,6 +180,10 @@ def plot_image(p: Tensor,             # (M, K)
     fig = figure(f"It is {names[truth]}, and leaves at exit {leaves}", "", "probability", barmode="group")
     classes = [("✓ " if k == truth else "") + str(names[k])[:14] for k in top]
     for m, colour in enumerate(exit_colours(len(p)), 1):
-        fig.add_bar(x=classes, y=p[m - 1, top].tolist(), name=f"exit {m}" + (" (leaves)" if m == leaves else ""),
-                    marker=dict(color=colour, opacity=0.35 if m > leaves else 1))
+        fig.add_bar(
+            x=classes,
+            y=p[m - 1, top].tolist(),
+            name=f"exit {m}" + (" (leaves)" if m == leaves else ""),
+            marker=dict(color=colour, opacity=0.35 if m > leaves else 1),
+        )
     return fig.update_yaxes(range=[0, 1.02]).update_xaxes(type="category")
