@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from .backbones import dry_run
 from .core import InputError, check_value, unknown
-from .models import ExitPath, MultiExitNet, create_model
+from .exits import ExitPath, MultiExitNet
+from .models import create_model
 
 # %% ../nbs/52_export.ipynb #need
 def need(*packages: str):

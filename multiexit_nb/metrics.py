@@ -56,13 +56,12 @@ def learning_gaps(logits: Tensor,    # (M, N, K)
     return teacher_accuracy(teachers, targets) - exit_accuracy(logits, targets)
 
 # %% ../nbs/23_metrics.ipynb #calibration-error
-def calibration_error(logits: Tensor,    # (M, N, K)
-                      targets: Tensor,   # (N,)
-                      bins: int = 15     # of equal width in confidence
-                     ) -> Tensor:        # (M,), 0 is perfect
+def calibration_error(confidence: Tensor,   # (M, N), from 0 to 1
+                      right: Tensor,        # (M, N) bool
+                      bins: int = 15        # of equal width in confidence
+                     ) -> Tensor:           # (M,), 0 is perfect
     "The expected calibration error of each exit."
-    confidence, predicted = logits.softmax(-1).max(-1)
-    excess = (predicted == targets).to(confidence.dtype) - confidence
-    which = (confidence * bins).ceil().long().clamp(1, bins) - 1
-    sums = torch.zeros(len(logits), bins, dtype=excess.dtype, device=logits.device).scatter_add_(1, which, excess)
-    return sums.abs().sum(1) / logits.shape[1]
+    excess = right.to(confidence.dtype) - confidence
+    which = (confidence*bins).ceil().long().clamp(1, bins) - 1
+    sums = confidence.new_zeros(len(confidence), bins).scatter_add_(1, which, excess)
+    return sums.abs().sum(1)/confidence.shape[1]

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['STATES', 'read_grid', 'Cell', 'cell_id', 'cells', 'checked', 'Desk', 'work', 'clock', 'progress_of', 'plain_table',
-           'Sweep', 'num_workers', 'seat_env', 'local_pool', 'cluster_of', 'read_cluster', 'cluster_pool', 'live',
-           'arguments', 'main']
+           'Sweep', 'taken_over', 'num_workers', 'seat_env', 'local_pool', 'cluster_of', 'read_cluster', 'cluster_pool',
+           'live', 'arguments', 'main']
 
 # %% ../nbs/47_sweep.ipynb #c02
 import concurrent.futures as cf
@@ -18,6 +18,7 @@ from fastcore.basics import patch
 
 from . import experiment
 from .core import InputError, OneLine, check_value, project_root, settings, unknown
+from .parameters import read_yaml
 from .runs import Run
 
 # %% ../nbs/47_sweep.ipynb #read-grid
@@ -25,13 +26,12 @@ def read_grid(source,              # a YAML file, or a dict
               **base               # parameters for all cells, over those of the grid
              ) -> dict:            # with base, runs and grid
     "A grid, with its form checked."
-    import yaml
     if isinstance(source, dict): grid, where = dict(source), "the grid"
     else:
         where = str(source)
-        try: grid = yaml.safe_load(Path(source).read_text(encoding="utf-8"))
+        try: grid = read_yaml(Path(source).read_text(encoding="utf-8"), where)
         except OSError: raise InputError(f"no grid at {source}") from None
-        except (yaml.YAMLError, UnicodeDecodeError) as e: raise InputError(f"{where} is not YAML: {' '.join(str(e).split())[:150]}") from None
+        except UnicodeDecodeError: raise InputError(f"{where} is not text in UTF-8") from None
     check_value(where, type(grid).__name__, isinstance(grid, dict), "a map with base, runs and grid")
     for k in grid: check_value("entry", k, k in ("base", "runs", "grid"), "base, runs or grid")
     grid = dict(base={**(grid.get("base") or {}), **base}, runs=grid.get("runs") or [{}], grid=grid.get("grid") or {})
@@ -78,14 +78,12 @@ def _teacher(grid: dict, line: dict): return (line.get("method_args") or grid["b
 # %% ../nbs/47_sweep.ipynb #checked
 def checked(grid: dict) -> list[Cell]:
     "The cells, after every one has passed the checks of `train.ipynb`; the first that does not is one line."
-    declared = experiment.parameters_of(_notebook())
-    types, found = {n: t for n, t, _ in declared}, cells(grid)
-    for n in {n for c in found for n in c.parameters}:
-        if n not in types: raise unknown("parameter", n, types)
+    found = cells(grid)
+    for n in sorted({n for c in found for n in c.parameters}):
+        experiment.parameter(n)
         if n in ("run_id", "resume"): raise InputError(f"{n}: a sweep names its runs itself")
     for c in found:
-        p = {n: v for n, _, v in declared} | {n: experiment._typed(n, v, types[n]) for n, v in c.parameters.items()}
-        try: experiment.prepare(p, set(c.parameters), coming=c.after)
+        try: experiment.prepare(c.parameters, set(c.parameters), coming=c.after)
         except InputError as e: raise InputError(f"{c.id.rpartition('-')[0]}: {e}") from None
     return found
 
@@ -266,30 +264,21 @@ _ALIKE = ("dataset", "image_size", "model", "model_args", "exits", "batch_size",
 
 @patch
 def decided(self: Sweep, cell: Cell) -> dict | None:
-    "Precision and layout that another run of this kind came to; {} where nothing is open; None while that is being measured."
-    p, kind = cell.parameters, lambda c: [c.parameters.get(k) for k in _ALIKE]
-    if "auto" not in (p.get("precision", "auto"), p.get("channels_last", "auto")) or torch.cuda.is_available(): return {}   # known of a GPU
+    "Precision, layout and threads of another run of this kind; {} where there is none; None while the first two are being measured."
+    if torch.cuda.is_available(): return {}   # known of a GPU
+    def kind(c): return [c.parameters.get(k) for k in _ALIKE]
     others = [c for c in self.cells if c.id != cell.id and kind(c) == kind(cell)]
+    measured = "auto" in (cell.parameters.get("precision", "auto"), cell.parameters.get("channels_last", "auto"))
     for c in others:
         try: found = self.desk.run(c).about.get("decided")
         except InputError: continue
-        if found: return dict(precision=found["precision"], channels_last=str(found["channels_last"]).lower())
-    return None if any(c.id in self.running for c in others) else {}
+        if found: return {n: found[n] for n in ("precision", "channels_last", "threads") if n in found}
+    return None if measured and any(c.id in self.running for c in others) else {}
 
-@patch
-def ready(self: Sweep) -> list[Cell]:
-    "Cells that could be started now, with what is waited for left out."
-    return [c for c in self.cells if self.state(c) in ("waiting", "interrupted") and all(self.state(self.by_id[t]) == "finished" for t in c.after)]
-
-@patch
-def take(self: Sweep, cell: Cell, said: str, tries: int = 3):
-    "What came of a cell that was given out."
-    if said.startswith("failed"): self.lines[cell.id] = said.removeprefix("failed: ")
-    if said != "interrupted": return
-    epoch = progress_of(self.desk, cell).get("epoch")
-    before, n = self.falls.get(cell.id, (None, 0))
-    self.falls[cell.id] = (epoch, n + 1 if epoch == before else 1)
-    if self.falls[cell.id][1] >= tries: self.lines[cell.id] = f"its process died {tries} times at the same place (killed, or out of memory)"
+def taken_over(decided: dict) -> tuple[dict, dict]:
+    "Parameters and environment of a run that shall be as fast, and as precise, as another."
+    parameters = {n: str(v).lower() for n, v in decided.items() if n != "threads"}
+    return parameters, {"MULTIEXIT_THREADS": str(decided["threads"])} if decided.get("threads") else {}
 
 # %% ../nbs/47_sweep.ipynb #run
 @patch
@@ -305,8 +294,9 @@ def run(self: Sweep, workers: int = 0,      # processes here; 0: as many as fit
                     if seats is not None and not seats: break
                     more = self.decided(cell)
                     if more is None: continue
-                    seat = seats.pop(0) if seats else {}
-                    self.running[cell.id] = submit(work, cell, str(self.desk.folder), seat_env(seat, cell), more), seat
+                    seat, (parameters, env) = seats.pop(0) if seats else {}, taken_over(more)
+                    env = seat_env(seat, cell) | env
+                    self.running[cell.id] = submit(work, cell, str(self.desk.folder), env, parameters), seat
                 if not self.running and not {self.state(c) for c in self.cells} & {"running", "interrupted", "waiting"}: break
                 if self.running: cf.wait([f for f, _ in self.running.values()], timeout=every, return_when=cf.FIRST_COMPLETED)
                 else: time.sleep(every)          # another sweep is at the rest, or looks at it
@@ -425,7 +415,7 @@ def main(argv: list[str] | None = None) -> int:
     "The program: 0 if all is finished, 1 if not or for wrong input (one line), 130 if interrupted."
     a, show = arguments(argv), live()
     try:
-        sweep = Sweep(read_grid(a.grid, **{n: experiment.yaml_value(v, n) for n, v in a.p}), a.runs, a.retry)
+        sweep = Sweep(read_grid(a.grid, **{n: experiment.parameter(n).read(v) for n, v in a.p}), a.runs, a.retry)
         if a.list: sys.stdout.write(f"{sweep.note}\n{plain_table(sweep.table())}\n"); return 0
         sweep.run(a.workers, a.cluster, show)
     except (InputError, OneLine) as e:

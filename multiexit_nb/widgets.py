@@ -24,8 +24,9 @@ from .analysis import curves, leaving
 from .core import InputError, pick_device, settings, unknown
 from .data import list_datasets
 from .figures import GREY, exit_colours, figure
-from .methods import _check_hyper, _discover, _preset, _signature, list_methods
-from .models import list_exits, list_models
+from .methods import _discover, _preset, hyperparameters, list_methods
+from .exits import list_exits
+from .models import list_models
 from .runs import Run, list_runs, tidy
 from .training import load_checkpoint, train
 
@@ -139,21 +140,21 @@ def control(name: str, default, kind, hyper):
         return W.BoundedIntText(default, min=low, max=high, **look) if kind is int else W.BoundedFloatText(default, min=low, max=high, step=0.1, **look)
     return W.Text(value=str(default), continuous_update=False, **look)
 
-def _read(w, name, kind, hyper):
+def _read(w, parameter):
     "What a widget says, checked."
-    if not isinstance(w, W.Text): return _check_hyper(name, w.value, kind, hyper)
+    if not isinstance(w, W.Text): return parameter.check(w.value)
     try: value = ast.literal_eval(w.value.strip())
     except (ValueError, SyntaxError): value = w.value.strip()
-    return _check_hyper(name, value, kind, hyper)
+    return parameter.check(value)
 
 # %% ../nbs/60_widgets.ipynb #controls
 class Controls(W.VBox):
     "The hyperparameters of a method as widgets; `.value` is a dict of those that differ from the preset, `.preset` the preset."
     def __init__(self, method: str):
-        self.method, self.signature = method, _signature(_discover()[method])
+        self.method, self.signature = method, hyperparameters(method)
         self.choice = W.Dropdown(options=list(_discover()[method].presets), value="default", description="preset", style=dict(description_width="120px"),
                                  layout=W.Layout(width="300px"), tooltip="named values, such as those of the paper")
-        self.fields = {n: control(n, d, k, h) for n, (d, k, h) in self.signature.items()}
+        self.fields = {n: control(n, p.default, p.kind, p.about) for n, p in self.signature.items()}
         self.line = message()
         self.choice.observe(lambda _: self.fill(), "value")
         for w in self.fields.values(): w.observe(lambda _: self.check(), "value")
@@ -166,15 +167,15 @@ class Controls(W.VBox):
     def fill(self):
         "Put the preset's values into the widgets."
         preset = _preset(_discover()[self.method], self.preset)
-        for n, (d, _, _) in self.signature.items():
-            v = preset.get(n, d)
+        for n, p in self.signature.items():
+            v = preset.get(n, p.default)
             self.fields[n].value = str(v) if isinstance(self.fields[n], W.Text) else v
 
     @property
     def value(self) -> dict:
         preset = _preset(_discover()[self.method], self.preset)
-        read = {n: _read(self.fields[n], n, k, h) for n, (_, k, h) in self.signature.items()}
-        return {n: v for n, v in read.items() if v != preset.get(n, self.signature[n][0])}
+        read = {n: _read(self.fields[n], p) for n, p in self.signature.items()}
+        return {n: v for n, v in read.items() if v != preset.get(n, self.signature[n].default)}
 
     def check(self):
         "Answer a bad value in a line."
@@ -245,8 +246,7 @@ def move(training, name: str, value: float):
     if name == "lr": training.recipe = dataclasses.replace(training.recipe, lr=float(value)); return
     method, place = training.method, place_of(training.method, name)
     if name not in MOVABLE or place is None: raise InputError(f"{method.name} has no {name} that can be moved")
-    _, kind, hyper = _signature(type(method))[name]
-    value = _check_hyper(name, float(value), kind, hyper)
+    value = hyperparameters(method.name)[name].check(float(value))
     if isinstance(place, Tensor): place.fill_(value)
     else: setattr(method, name, value)
     method.hyper = {**method.hyper, name: value}

@@ -3,13 +3,11 @@ import time
 
 import numpy as np
 import pytest
-import torch
 from sklearn.metrics import confusion_matrix
 
 from multiexit_nb.analysis import agreement as A
 from multiexit_nb.core import InputError
 from multiexit_nb.figures import exit_colours
-from multiexit_nb.runs import pack_outputs
 
 RNG = np.random.default_rng(0)
 Y = RNG.integers(0, 7, 500)
@@ -78,14 +76,6 @@ def test_the_picture_has_the_exits_colour_and_hides_the_diagonal():
     perfect = A.plot_confusion(A.confusion(Y, Y), mistakes_only=True)
     assert np.isnan(np.array(perfect.data[0].z, float)).all() and perfect.data[0].zmax == 1
     assert "10%" in A.plot_confusion(A.confusion([0]*9 + [1], [0]*10, normalise=True)).data[1].text
-
-
-def test_packed_outputs_give_the_same_answers(monkeypatch):
-    z = torch.randn(3, 50, 12)
-    whole = A.answers(dict(logits=z))
-    monkeypatch.setattr("multiexit_nb.runs.MOST_LOGITS", 10)
-    packed = pack_outputs(z, torch.zeros(50, dtype=torch.long))
-    assert "classes" in packed and np.array_equal(whole, A.answers(packed)) and np.array_equal(whole, z.argmax(-1))
 
 
 def test_a_thousand_classes_are_quick_and_small():

@@ -7,7 +7,7 @@ from torch import nn
 
 from multiexit_nb.core import InputError
 from multiexit_nb.methods import create_method
-from multiexit_nb.methods.imta import Stage2, Taught
+from multiexit_nb.methods.imta import Stage2, WithTeacher
 from multiexit_nb.models import create_model
 
 K, B, SIZE = 4, 8, 16
@@ -27,8 +27,7 @@ def make(build, seed=0, **kw):
     torch.manual_seed(seed)
     net = build()
     method = create_method("imta", num_exits=net.num_exits, num_classes=K, feature_dims=net.feature_dims, **kw)
-    method.prepare(net)
-    return net, method
+    return net, method.ready(net)
 
 
 def images(seed=0):
@@ -44,34 +43,37 @@ def differ(a, b): return {k.split(".")[0] for k in a if not torch.equal(a[k], b[
 
 def stage(net, method, phase, steps=3, seed=0):
     "A stage as the trainer runs it, a few steps long; its losses."
-    method.phase, learner, losses = phase.name, method.learner(phase, net), []
-    opt = torch.optim.SGD(method.trained(phase, net), .05, .9, weight_decay=1e-2)
-    learner.train(); net.train(); method.train(); method.modes(phase, net)
-    for i in range(steps):
-        x, y = images(seed + i)
-        loss = sum(method(learner(x), y).values())
-        opt.zero_grad(); loss.backward(); opt.step()
-        losses.append(loss.item())
+    opt, losses = torch.optim.SGD(phase.parameters(), .05, .9, weight_decay=1e-2), []
+    phase.learner.train()
+    method.train()
+    with phase.resting():
+        for i in range(steps):
+            x, y = images(seed + i)
+            loss = sum(phase.loss(phase.learner(x), y).values())
+            opt.zero_grad()
+            loss.backward()
+            opt.step()
+            losses.append(loss.item())
     return losses
 
 
 def test_what_moves_in_which_stage(build):
     net, method = make(build)
-    one, two = method.phases()
+    one, two = method.phases(net)
     assert (one.name, two.name) == ("exits", "links") and net.gradient_equilibrium
     s0, m0 = state(net), state(method)
     stage(net, method, one)
     s1 = state(net)
     assert differ(s0, s1) == {"backbone", "heads"} and not differ(m0, state(method))     # not even the links' statistics
-    method.begin(two, net)
+    two.begin()
     assert differ(s1, state(net)) == {"links"} and all(link.on == 1 for link in net.links)
     assert all(torch.equal(a, b) for a, b in zip(method.teacher.state_dict().values(), net.heads[-1].state_dict().values()))
     s1, m1 = state(net), state(method)
     stage(net, method, two)
     assert differ(s1, state(net)) == {"heads", "links"} and not differ(m1, state(method))
     assert all(link.classify.weight.any() for link in net.links)
-    assert {id(p) for p in method.trained(two, net)} == {id(p) for m in (net.heads, net.links) for p in m.parameters()}
-    assert {id(p) for p in method.trained(one, net)} == {id(p) for m in (net.heads, net.backbone) for p in m.parameters()}
+    assert {id(p) for p in two.parameters()} == {id(p) for m in (net.heads, net.links) for p in m.parameters()}
+    assert {id(p) for p in one.parameters()} == {id(p) for m in (net.heads, net.backbone) for p in m.parameters()}
 
 
 def test_stage_one_is_exitwise_training_with_even_gradients(build):
@@ -80,16 +82,20 @@ def test_stage_one_is_exitwise_training_with_even_gradients(build):
     plain = build(gradient_equilibrium=True)
     exitwise = create_method("branchynet", num_exits=3, num_classes=K, feature_dims=plain.feature_dims)
     x, y = images()
-    stage(net, method, method.phases()[0], steps=0)
-    method.loss(net(x), y)["ce"].backward(); sum(exitwise.loss(plain.train()(x), y).values()).backward()
+    stage(net, method, method.phases(net)[0], steps=0)
+    one = method.phases(net)[0]
+    with one.resting():
+        one.loss(net(x), y)["ce"].backward()
+    sum(exitwise.loss(plain.train()(x), y).values()).backward()
     for (k, a), (_, b) in zip(net.backbone.named_parameters(), plain.backbone.named_parameters()): assert torch.equal(a.grad, b.grad), k
     assert not make(build, equilibrium=False)[0].gradient_equilibrium
 
 
 def test_stage_two_learns_from_the_last_exit_of_stage_one(build):
     net, method = make(build, gamma=.3, temperature=2.)
-    one, two = method.phases()
-    stage(net, method, one); method.begin(two, net)
+    one, two = method.phases(net)
+    stage(net, method, one)
+    two.begin()
     x, y = images(9)
     with torch.no_grad(): want = net.eval()(x)
     stage(net, method, two, steps=4)
@@ -101,7 +107,7 @@ def test_stage_two_learns_from_the_last_exit_of_stage_one(build):
     p = (out.teacher/2).softmax(-1)
     kd = [4*(p*(p.log() - (z/2).log_softmax(-1))).sum(-1).mean() for z in out.logits[:-1]]
     total = ce(out.logits[-1], y) + sum(.7*ce(z, y) + .3*d for z, d in zip(out.logits[:-1], kd))
-    torch.testing.assert_close(sum(method.loss(out, y).values()), total)
+    torch.testing.assert_close(sum(two.loss(out, y).values()), total)
     assert [len(t) for t in method.teacher_logits(out)] == [1, 1, 0] and [len(t) for t in method.teacher_logits(net(x))] == [0, 0, 0]
 
 
@@ -109,31 +115,30 @@ def test_the_teacher_travels_with_the_output():
     net, method = make(cnn)
     x, _ = images()
     out = Stage2(net, method.teacher)(x)
-    for o in (out.float(), out.detach(), out[:3]): assert isinstance(o, Taught) and o.teacher.shape[0] == o.logits.shape[1]
+    for o in (out.float(), out.detach(), out[:3]): assert isinstance(o, WithTeacher) and o.teacher.shape[0] == o.logits.shape[1]
     assert out.teacher.grad_fn is None and out.logits.grad_fn is not None
 
 
 def test_a_rebuilt_network_predicts_the_same_at_any_time(build):
     net, method = make(build)
-    one, two = method.phases()
+    one, two = method.phases(net)
     x, y = images(5)
     for phase in (one, two):
         stage(net, method, phase)
         again, other = make(build, seed=3)
         again.load_state_dict(state(net)); other.load_state_dict(state(method))
         assert torch.equal(again.eval()(x).logits, net.eval()(x).logits)
-        other.phase = method.phase
         if phase is two: assert torch.equal(Stage2(again, other.teacher).eval()(x).teacher, Stage2(net, method.teacher).eval()(x).teacher)
-        method.begin(two, net)
+        two.begin()
     a, b = copy.deepcopy((net, method)), (net, method)
-    assert stage(*a, two, seed=20) == stage(*b, two, seed=20)
+    assert stage(*a, a[1].phases(a[0])[1], seed=20) == stage(*b, two, seed=20)
 
 
 def test_what_cannot_be_is_said_in_one_line():
     net, method = make(cnn)
     x, y = images()
-    method.phase = "links"
-    with pytest.raises(InputError, match="learner"): method.loss(net(x), y)
+    with pytest.raises(InputError, match="learner"):
+        method.links_loss(net(x), y)
     with pytest.raises(InputError, match="MultiExitNet"): create_method("imta", num_exits=2, num_classes=K).prepare(nn.Linear(2, 2))
 
 

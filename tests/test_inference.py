@@ -7,40 +7,41 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
+from torchmetrics.functional.classification import multiclass_calibration_error
 
 from multiexit_nb.analysis.leaving import classes_by_exit, overthinking, plot_budgeted, plot_classes, reliability
+from multiexit_nb.attach import attach_exits
 from multiexit_nb.backbones import register_backbone
 from multiexit_nb.core import InputError, seed_everything
 from multiexit_nb.data import halves, load_dataset
+from multiexit_nb.evaluate import outputs_of
 from multiexit_nb.inference import (
-    P_VALUES,
-    Confidences,
-    Outputs,
-    Policy,
     best_exit,
     budget_table,
     budgeted_batch,
-    calibrate,
     calibration_table,
     combine_networks,
-    confidence_values,
-    confidences,
     early_exit,
-    exit_fractions,
     exit_table,
+    measure_early_exit,
+)
+from multiexit_nb.models import create_model, list_models
+from multiexit_nb.outputs import Outputs, list_criteria
+from multiexit_nb.policies import (
+    P_VALUES,
+    Confidences,
+    Policy,
+    calibrate,
+    confidences,
+    exit_fractions,
     fit_temperatures,
     leaving_counts,
     leaving_exits,
-    list_criteria,
-    measure_early_exit,
     nearest_thresholds,
-    outputs_of,
     p_for_cost,
     simulate,
     solve,
 )
-from multiexit_nb.metrics import calibration_error
-from multiexit_nb.models import attach_exits, create_model, list_models
 
 torch.set_num_threads(1)
 ASKED = [.50, .20, .15, .10, .05]
@@ -48,6 +49,11 @@ DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.i
 
 
 def shares(exits, M): return (exits.bincount(minlength=M + 1)[1:].double()/len(exits)).tolist()
+
+
+def said(logits):
+    "Outputs whose labels do not matter."
+    return Outputs(logits, torch.zeros(logits.shape[1], dtype=torch.long, device=logits.device), "test")
 
 
 def some_outputs(split="val", M=4, N=60, K=6, seed=0):
@@ -164,7 +170,7 @@ def test_wanted_cost_is_met_on_the_calibration_set():
     val = some_outputs(N=500)
     for share in (.3, .5, .7):
         policy = calibrate(confidences(val), exit_fractions(p_for_cost(100*share, COST), 4))
-        _, exits = simulate(val.logits, policy)
+        _, exits = simulate(val, policy)
         assert torch.tensor(COST)[exits - 1].float().mean().item() == pytest.approx(100*share, abs=90/500)
     for wrong in (5, 10, 100, 300):
         with pytest.raises(InputError, match="between 10 and 100"): p_for_cost(wrong, COST)
@@ -236,7 +242,7 @@ def test_exit_table_and_budget_mode():
 def test_budgeted_curve_is_the_loop(criterion, rounding):
     ps = [.1, .7, 1., 1.6]
     curve = budgeted_batch(VAL, TEST, COST, criterion=criterion, rounding=rounding, ties="threshold", ps=ps)
-    v, t = (confidence_values(o.logits, criterion).tolist() for o in (VAL, TEST))
+    v, t = (o.confidence(criterion).tolist() for o in (VAL, TEST))
     for row, p in zip(curve.itertuples(), ps):
         counts = leaving_counts(exit_fractions(p, 4), len(VAL), rounding)
         exits = by_hand(v, counts)
@@ -284,7 +290,7 @@ def criterion_by_hand(name, z):   # z: M lists of K logits, of one image
 
 @pytest.mark.parametrize("name", list_criteria())
 def test_criteria_are_the_loops(name):
-    values = confidence_values(TEST.logits, name)
+    values = TEST.confidence(name)
     expected = [criterion_by_hand(name, TEST.logits[:, i].tolist()) for i in range(len(TEST))]
     torch.testing.assert_close(values, torch.tensor(expected, dtype=torch.float32).T.contiguous(), rtol=0, atol=1e-5)
     assert values.std() > 0
@@ -292,11 +298,11 @@ def test_criteria_are_the_loops(name):
 
 def test_patience_counts_only_the_unbroken_run():
     z = torch.eye(3)[torch.tensor([[0], [0], [1], [1], [1], [0]])]
-    assert confidence_values(z, "patience")[:, 0].tolist() == [0, 1, 0, 1, 2, 0]
+    assert said(z).confidence("patience")[:, 0].tolist() == [0, 1, 0, 1, 2, 0]
 
 
 def test_confidences_refuse_nan():
-    with pytest.raises(InputError, match="none of them NaN"): confidences(replace(VAL, logits=VAL.logits*math.nan))
+    with pytest.raises(InputError, match="NaN at exit 1"): replace(VAL, logits=VAL.logits*math.nan)
 
 
 def test_temperatures_minimise_the_validation_nll():
@@ -309,12 +315,14 @@ def test_temperatures_minimise_the_validation_nll():
     assert hot == pytest.approx([7*t for t in ts], rel=1e-4)
 
 
-def test_calibration_table_agrees_with_our_own_ece():
+def test_calibration_table_agrees_with_torchmetrics():
+    def ece(z):
+        return 100*multiclass_calibration_error(z.softmax(-1), TEST.labels, num_classes=z.shape[-1], n_bins=15).item()
+
     ts = fit_temperatures(VAL)
     table = calibration_table(TEST, ts)
-    z = torch.stack([z/t for z, t in zip(TEST.logits, ts)])
-    assert table.ece.tolist() == pytest.approx((100*calibration_error(TEST.logits, TEST.labels)).tolist(), abs=1e-3)
-    assert table.ece_calibrated.tolist() == pytest.approx((100*calibration_error(z, TEST.labels)).tolist(), abs=1e-3)
+    assert table.ece.tolist() == pytest.approx([ece(z) for z in TEST.logits], abs=1e-3)
+    assert table.ece_calibrated.tolist() == pytest.approx([ece(z/t) for z, t in zip(TEST.logits, ts)], abs=1e-3)
     assert table.temperature.tolist() == list(ts) and "temperature" not in calibration_table(TEST)
 
 
@@ -343,9 +351,9 @@ def test_nearest_thresholds_are_the_solver_without_ties_and_sensible_for_patienc
 def test_a_policy_keeps_its_temperatures():
     ts = fit_temperatures(VAL)
     policy = calibrate(confidences(VAL, temperature=ts), [.25]*4)
-    assert policy.temperature == ts and shares(simulate(VAL.logits, policy)[1], 4) == [.25]*4
+    assert policy.temperature == ts and shares(simulate(VAL, policy)[1], 4) == [.25]*4
     scaled = torch.stack([z/t for z, t in zip(TEST.logits, ts)])
-    for a, b in zip(simulate(TEST.logits, policy), simulate(scaled, policy.thresholds)): assert torch.equal(a, b)
+    for a, b in zip(simulate(TEST, policy), simulate(said(scaled), policy.thresholds)): assert torch.equal(a, b)
 
 
 # ---- the real early exit
@@ -361,8 +369,8 @@ def same_as_simulated(net, x, policy, logits=None):
     if logits is None:
         with torch.no_grad(): logits = net.eval()(x).logits.float()
     predictions, exits = early_exit(net, x, policy)
-    expected, where = simulate(logits, policy)
-    sure = confidence_values(logits, policy.criterion, policy.temperature).cpu()
+    expected, where = simulate(said(logits), policy)
+    sure = said(logits).confidence(policy.criterion, policy.temperature).cpu()
     near = ((sure - torch.tensor(policy.thresholds)[:, None]).abs() < (1e-5 if policy.criterion != "patience" else 0)).any(0)
     assert predictions.device == exits.device == x.device and predictions.shape == exits.shape == (len(x),)
     assert torch.equal(exits.cpu()[~near], where.cpu()[~near]) and torch.equal(predictions.cpu()[~near], expected.cpu()[~near])
@@ -384,7 +392,7 @@ def test_real_is_simulated_on_every_backbone(name, device):
     x = torch.randn(8, 3, net.image_size, net.image_size, device=device)*torch.linspace(.3, 3, 8, device=device).view(8, 1, 1, 1)
     with torch.no_grad(): logits = net(x).logits.float()
     scale = tuple((logits - logits.mean(-1, keepdim=True)).std((1, 2)).tolist())      # an untrained network can be sure of everything
-    values = confidence_values(logits, temperature=scale).cpu()
+    values = said(logits).confidence(temperature=scale).cpu()
     policy = Policy((*map(middle, values[:-1]), -math.inf), temperature=scale)
     exits, near = same_as_simulated(net, x, policy, logits)
     assert len(set(exits)) > 1 and near <= 2, "the thresholds of this test let nobody leave, or everybody at once"
@@ -399,7 +407,7 @@ def net(request):
 def policy_for(net, x, criterion):
     with torch.no_grad(): logits = net(x).logits
     scale = tuple(logits.std((1, 2)).tolist())
-    values = confidence_values(logits, criterion, scale)
+    values = said(logits).confidence(criterion, scale)
     t = [1.]*(net.num_exits - 1) if criterion == "patience" else [middle(v) for v in values[:-1]]
     return Policy((*t, -math.inf), criterion, scale)
 
@@ -518,7 +526,7 @@ def test_measuring_counts_the_cost_of_the_images_measured():
 
 def test_analyses_count_every_image_once():
     policy = calibrate(confidences(VAL), [.4, .3, .2, .1])
-    predictions, exits = simulate(TEST.logits, policy)
+    predictions, exits = simulate(TEST, policy)
     t = classes_by_exit(TEST, predictions, exits)
     assert t.images.sum() == len(TEST) and (t.images*t.top1).sum()/len(TEST) == pytest.approx(100*(predictions == TEST.labels).double().mean().item())
     assert (t.mean_exit*t.images).sum()/len(TEST) == pytest.approx(exits.double().mean().item()) and t.mean_exit.is_monotonic_increasing
@@ -534,7 +542,7 @@ def test_figures_show_the_tables():
     curve = budgeted_batch(VAL, TEST, COST)
     fig = plot_budgeted(curve, exit_table(TEST, COST))
     assert list(fig.data[0].y) == curve.top1.tolist() and [list(t.y) for t in fig.data[2:]] == [(100*curve[f"exit_{m}"]).tolist() for m in range(1, 5)]
-    fig = plot_classes(classes_by_exit(TEST, *simulate(TEST.logits, calibrate(confidences(VAL), [.25]*4))), most=4)
+    fig = plot_classes(classes_by_exit(TEST, *simulate(TEST, calibrate(confidences(VAL), [.25]*4))), most=4)
     assert len(fig.data) == 4 and sum(sum(t.x) for t in fig.data) == pytest.approx(400)
 
 

@@ -14,23 +14,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from multiexit_nb import methods
 from multiexit_nb.core import InputError, MultiExitOutput
+from multiexit_nb.exits import Head
 from multiexit_nb.methods import (
-    Hyper,
     Method,
     Step,
     Task,
-    ToyNet,
     _discover,
     create_method,
     describe_method,
     list_methods,
     preset_recipe,
     register,
-    toy_run,
 )
 from multiexit_nb.methods.hdkd import Adam, onto_simplex
 from multiexit_nb.methods.mate import mix_teachers
+from multiexit_nb.parameters import Param
+from multiexit_nb.toy import ToyNet, toy_run
 
 M, B, K, D = 3, 6, 5, 16
 PAIRS = [(n, p) for n in list_methods() for p in _discover()[n].presets]
@@ -47,23 +48,21 @@ class Teacher(ToyNet):
     "Three blocks, and an exit on each of the last."
     def __init__(self, exits, num_classes):
         super().__init__()
-        self.heads, self.at = torch.nn.ModuleList(torch.nn.Linear(12, num_classes) for _ in range(exits)), tuple(range(4 - exits, 4))
-
-    def forward(self, x):
-        maps = self.backbone(x)
-        return MultiExitOutput(torch.stack([h(maps[s - 1]) for h, s in zip(self.heads, self.at)]), tuple(maps[s - 1] for s in self.at))
+        self.heads = torch.nn.ModuleList(Head(torch.nn.Identity(), torch.nn.Linear(12, num_classes)) for _ in range(exits))
+        self.at = tuple(range(4 - exits, 4))
 
 
 def taught(method, dtype, own_exits=2):
     "A method with a teacher from outside gets a tiny one, and what it says of some images with every loss."
-    if not method.needs_teacher(): return method
+    if not method.needs_teacher():
+        return method.ready(ToyNet(num_exits=method.task.num_exits))
     n, loss = method.task.num_exits, method.loss
     torch.manual_seed(99)   # the same one every time
-    method.set_teacher(Teacher(own_exits, method.task.num_classes).to(dtype)).ready(ToyNet(num_exits=n))
-    method.phase = method.phases()[-1].name
+    method.set_teacher(Teacher(own_exits, method.task.num_classes).to(dtype)).ready(net := ToyNet(num_exits=n))
     method.to(dtype)
+    extra = method.phases(net)[-1].extra
     x = torch.randn(300, 64, generator=torch.Generator().manual_seed(3), dtype=torch.float64).to(dtype)
-    method.loss, method.__dict__["seen"] = lambda out, y: loss(out, y, **method.extra(x[:len(y)])), x
+    method.loss, method.__dict__["seen"] = lambda out, y: loss(out, y, **extra(x[:len(y)])), x
     return method
 
 
@@ -74,9 +73,15 @@ def outputs(dtype=torch.float64, seed=0, m=M, b=B, k=K, d=D):
     return MultiExitOutput(z, F), torch.randint(k, (b,), generator=g)
 
 
+def inner(method):
+    "What the network's optimizer trains of the method, beside the network."
+    own = {id(p) for p in method.parameters()}
+    return [p for p in method.phases(method.student.net)[-1].parameters() if id(p) in own]
+
+
 def steps(method, n=3, seed=5):
     "A few optimizer steps on the method's own parameters, with its hooks."
-    params = method.inner_parameters()
+    params = inner(method)
     opt = torch.optim.SGD(params, 0.1) if params else None
     for i in range(n):
         out, y = outputs(seed=seed + i)
@@ -113,9 +118,9 @@ class TestContract:
 
     def test_learned_parameters_get_gradient(self, name, preset):
         method, (out, y) = make(name, preset), outputs()
-        if inner := method.inner_parameters():
-            assert all(p.requires_grad for p in inner)
-            assert all(g.any() for g in torch.autograd.grad(sum(method.loss(out, y).values()), inner))
+        if params := inner(method):
+            assert all(p.requires_grad for p in params)
+            assert all(g.any() for g in torch.autograd.grad(sum(method.loss(out, y).values()), params))
 
     def test_loss_changes_nothing(self, name, preset):
         method, (out, y) = make(name, preset), outputs()
@@ -275,11 +280,11 @@ def ref_hmsdnet(z, F, y, h, m): return sum(m.gamma[i, i] * ce(z[i], y) for i in 
 def said(m, y):
     "What the stages of a teacher of perceptrons put out, and what its own exits say, block by block."
     x, maps = m.seen[:len(y)], []
-    for b in m.teacher_net.blocks:
+    for b in m.teacher_net.backbone.stages:
         lin, bn = b[0], b[1]
         x = (x @ lin.weight.T + lin.bias - bn.running_mean) / (bn.running_var + bn.eps).sqrt() * bn.weight + bn.bias
         maps.append(x := x * (x > 0))
-    return maps, [maps[s - 1] @ h.weight.T + h.bias for h, s in zip(m.teacher_net.heads, m.teacher_net.at)]
+    return maps, [maps[s - 1] @ h.classifier.weight.T + h.classifier.bias for h, s in zip(m.teacher_net.heads, m.teacher_net.at)]
 
 
 def with_heads(m, y, activation):
@@ -346,7 +351,7 @@ CASES = [(n, dict(preset=p)) for n, p in PAIRS if n in REFERENCE] + VARIANTS
 def test_objective_is_the_equation(name, kw):
     "In its value, and in its gradient: every teacher is a constant."
     method, (out, y) = make(name, **kw), outputs()
-    inputs = [out.logits, *out.features, *(method.inner_parameters() if name != "mate" else [])]   # mate's learn from both sides: below
+    inputs = [out.logits, *out.features, *(inner(method) if name != "mate" else [])]   # mate's learn from both sides: below
     got, want = sum(method.loss(out, y).values()), REFERENCE[name](out.logits, out.features, y, method.hyper, method)
     assert got.item() == pytest.approx(want.item(), abs=1e-6, rel=1e-9)
     torch.testing.assert_close(*(torch.autograd.grad(t, inputs, allow_unused=True, materialize_grads=True) for t in (got, want)), rtol=1e-6, atol=1e-9)
@@ -403,7 +408,7 @@ def test_mse_has_weight_one_where_kl_has_a_tenth():
 # ---------------------------------------------------------------- wrong input
 @pytest.mark.parametrize("kw,says", [
     (dict(name="mat"), "unknown method 'mat'. Did you mean 'mate'"), (dict(alfa=1), "Did you mean 'alpha'?"),
-    (dict(preset="papr"), "Did you mean 'paper'?"), (dict(alpha=-1), "alpha=-1: expected .* ≥ 0"), (dict(alpha="3"), "alpha='3'"),
+    (dict(preset="papr"), "Did you mean 'paper'?"), (dict(alpha=-1), "alpha=-1: expected .* ≥ 0"), (dict(alpha="three"), "alpha='three'"),
     (dict(alpha=[1, 2]), r"one per exit \(3\)"), (dict(alpha=[1, 2, -3]), "≥ 0"), (dict(alpha=True), "alpha=True"),
     (dict(alpha=float("nan")), "alpha=nan"), (dict(temperature=0), "temperature=0: expected number ≥ 0.1"), (dict(temperature=[3]), "temperature"),
     (dict(weight_network="gates"), "'attention' | 'gate'"), (dict(diverse_teachers=1), "true or false"),
@@ -439,7 +444,7 @@ def test_help_names_every_hyperparameter(name):
 def test_a_method_in_a_cell_is_a_method_everywhere():
     class Halved(Method):
         "share · Σ CE_i."
-        def __init__(self, task, *, share: Annotated[float, Hyper("share", low=0)] = .5):
+        def __init__(self, task, *, share: Annotated[float, Param("share", low=0)] = .5):
             super().__init__(task)
             self.share = share
 
@@ -451,6 +456,24 @@ def test_a_method_in_a_cell_is_a_method_everywhere():
         assert "halved" in list_methods() and method.loss(out, y)["ce"].item() == pytest.approx(make("branchynet").loss(out, y)["ce"].item() / 2)
         with pytest.raises(InputError, match="Did you mean 'share'"): make("halved", shore=1)
     finally: register._items.pop("halved")
+
+
+def test_a_new_network_with_a_dead_ones_id_is_prepared_as_well(monkeypatch):
+    "Addresses are used again: what a method is ready for cannot be known by `id`."
+    monkeypatch.setattr(methods, "id", lambda thing: 7, raising=False)
+    method, nets = make("imta"), [ToyNet() for _ in range(3)]
+    assert [len(method.ready(net).student.net.links) for net in nets] == [2, 2, 2]
+    teacher = method.teacher
+    assert method.ready(nets[-1]).teacher is teacher       # once for each
+
+
+@pytest.mark.parametrize("name", list_methods())
+def test_another_number_of_exits_is_refused(name):
+    method, (out, y) = make(name), outputs()
+    with pytest.raises(InputError, match=f"num_exits=2: expected the 3 exits that {name} was made for"):
+        method(MultiExitOutput(out.logits[:2], out.features[:2]), y)
+    with pytest.raises(InputError, match="num_exits=2"):
+        method.ready(ToyNet(num_exits=2))
 
 
 def test_task_is_frozen():

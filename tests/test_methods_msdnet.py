@@ -7,22 +7,17 @@ import pytest
 import torch
 from torch import nn
 
+from multiexit_nb.attach import attach_exits
 from multiexit_nb.backbones import Backbone
 from multiexit_nb.core import InputError
+from multiexit_nb.exits import GlobalPool, Head, MultiExitNet, plain_gradient, scale_gradient
 from multiexit_nb.export import FinishedNet, segments
-from multiexit_nb.inference import Policy, early_exit, simulate
+from multiexit_nb.inference import early_exit
 from multiexit_nb.methods import Method, Step, create_method, list_methods
-from multiexit_nb.models import (
-    GlobalPool,
-    Head,
-    MultiExitNet,
-    attach_exits,
-    create_model,
-    model_options,
-    plain_gradient,
-    scale_gradient,
-)
+from multiexit_nb.models import create_model, model_options
 from multiexit_nb.msdnet import MSDNet
+from multiexit_nb.outputs import Outputs
+from multiexit_nb.policies import Policy, simulate
 
 K, B, SIZE = 4, 6, 16
 NAMES = list_methods()
@@ -54,9 +49,8 @@ def made(name, net, **kw):
     method = create_method(name, num_exits=net.num_exits, num_classes=K, feature_dims=net.feature_dims, **kw)
     if method.needs_teacher():
         torch.manual_seed(3)
-        method.set_teacher(NETS["msdnet" if isinstance(net.backbone, MSDNet) else "cnn"]()).ready(net)
-        method.phase = method.phases()[-1].name
-    return method
+        method.set_teacher(NETS["msdnet" if isinstance(net.backbone, MSDNet) else "cnn"]())
+    return method.ready(net)
 
 
 def state(m): return {k: v.clone() for k, v in m.state_dict().items()}
@@ -78,7 +72,12 @@ def one_step(net, method, opt, i, lr=.05):
     return loss.item()
 
 
-def optimizer(net, method): return torch.optim.SGD([*net.parameters(), *method.inner_parameters()], .05, .9)
+def main_phase(net, method):
+    "The one that trains the network by `loss`."
+    return next(p for p in method.phases(net) if p.learner is net)
+
+
+def optimizer(net, method): return torch.optim.SGD(main_phase(net, method).parameters(), .05, .9)
 
 
 # ---------------------------------------------------------------- every method, on both networks
@@ -343,11 +342,12 @@ def test_an_exit_sees_the_one_before(build):
 def test_real_early_exit_is_the_simulated_one(build, criterion):
     net, (x, _) = linked(build, 5.), images(n=40)
     logits = net(x).logits.detach()
+    said = Outputs(logits, torch.zeros(len(x), dtype=torch.long), "test")
     conf = logits.softmax(-1).amax(-1).sort(-1).values
     middle = ((conf[:, 19] + conf[:, 20])/2).tolist()
     for thresholds in ([middle[0], middle[1]], [float("inf"), middle[1]], [middle[0], float("inf")]) if criterion == "max" else ([1, 1],):
         policy = Policy((*thresholds, -float("inf")), criterion)
-        for a, b in zip(early_exit(net, x, policy), simulate(logits, policy), strict=True): assert torch.equal(a, b)
+        for a, b in zip(early_exit(net, x, policy), simulate(said, policy), strict=True): assert torch.equal(a, b)
 
 
 def test_a_chain_of_segments_hands_the_logits_on(build, tmp_path):

@@ -13,21 +13,13 @@ import torchvision
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from multiexit_nb.attach import attach_exits
 from multiexit_nb.backbones import Backbone, ShapesOnly, register_backbone, stage_shapes
 from multiexit_nb.core import InputError
+from multiexit_nb.cost import CONVENTIONS, count
+from multiexit_nb.exits import ExitPath, Head, count_parts, list_exits, register_exit
 from multiexit_nb.methods import create_method
-from multiexit_nb.models import (
-    CONVENTIONS,
-    ExitPath,
-    Head,
-    attach_exits,
-    count,
-    count_parts,
-    create_model,
-    list_exits,
-    list_models,
-    register_exit,
-)
+from multiexit_nb.models import create_model, list_models
 from multiexit_nb.msdnet import Cell, Column
 
 torch.set_num_threads(1)
@@ -466,6 +458,15 @@ WRONG_CUTS = [(Plain, ["stm"], {}, "Did you mean 'stem'"), (Plain, ["mid", "stem
 def test_wrong_cuts_are_one_line(make, at, kw, message):
     with pytest.raises(InputError) as e: attach_exits(make(), at, **kw)
     assert message in str(e.value) and "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("name", ["swin_t", "swin_v2_t"])
+def test_maps_with_their_channels_last_are_refused(name):
+    "Heads on (B, H, W, C) would be built over the height."
+    with torch.device("meta"):
+        module = getattr(torchvision.models, name)()
+    with pytest.raises(InputError, match=r"features\.1=\(16, 16, 96\): expected a module that returns one feature map"):
+        attach_exits(module, ["features.1"], image_size=64)
 
 
 def test_an_image_the_network_cannot_take():

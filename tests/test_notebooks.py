@@ -15,7 +15,7 @@ FLAGS = tomllib.loads((ROOT/"pyproject.toml").read_text())["tool"]["nbdev"]["tst
 
 
 def notebooks() -> list[str]:
-    found = [*(ROOT/"nbs").glob("*.ipynb"), *(ROOT/"nbs/methods").glob("*.ipynb")]
+    found = [*(ROOT/"nbs").glob("*.ipynb"), *(ROOT/"nbs/methods").glob("*.ipynb"), *(ROOT/"nbs/datasets").glob("*.ipynb")]
     return sorted(p.relative_to(ROOT/"nbs").as_posix() for p in found if p.stem not in ELSEWHERE and not p.name.startswith("_"))
 
 

@@ -154,7 +154,7 @@ def test_a_network_is_asked_about_the_chosen_images_only(run, monkeypatch):
     monkeypatch.setattr(type(data.test), "take", lambda self, keep, take=type(data.test).take: asked.append(keep.tolist()) or take(self, keep))
     out = rdm.representations(run, rows, data.test, batch_size=2, tell=lambda *a: heard.append(a))
     assert asked == [rows] and heard == [(0, 3), (2, 3)]
-    assert torch.allclose(out.logits, run.outputs("test")["logits"][:, rows], atol=2e-2) and [f.shape[0] for f in out.features] == [3]*4
+    assert torch.allclose(out.logits, run.outputs("test").logits[:, rows], atol=2e-2) and [f.shape[0] for f in out.features] == [3]*4
     again = rdm.representations(run, rows)            # loads the images itself
     assert torch.allclose(again.features[2], out.features[2], atol=1e-5)
     assert np.allclose(rdm.patterns(out, 4, "probabilities").sum(1), 1) and rdm.patterns(out, 1, "features").shape == (3, out.features[0][0].numel())

@@ -42,7 +42,7 @@ def project_files() -> list[str]:
 
 
 def notebooks() -> list[str]: return [f for f in project_files() if f.startswith("nbs/") and f.endswith(".ipynb")]
-def is_reference(f: str) -> bool: return bool(re.match(r"nbs/(\d\d_|methods/|index)", f))
+def is_reference(f: str) -> bool: return bool(re.match(r"nbs/(\d\d_|datasets/|methods/|index)", f))
 def load(f: str, root: Path = ROOT) -> dict: return json.loads((root/f).read_text(encoding="utf-8"))
 def source(cell: dict) -> str: return "".join(cell["source"])
 def code_cells(nb: dict) -> list[dict]: return [c for c in nb["cells"] if c["cell_type"] == "code"]
@@ -128,9 +128,10 @@ def test_ruff_finds_nothing():
 
 # ---------------------------------------------------------------- the floors
 def floor(f: str) -> int | None:
-    "The number a notebook stands on: its own, 39 for a method (it stands on all of 3x); None where it stands above all (index, train, papers, labs)."
+    "The number a notebook stands on: its own, 19 for a data set, 39 for a method (on all of 1x, 3x); None above all (train, labs)."
     m = re.match(r"nbs/(\d\d)_", f)
-    return int(m[1]) if m else 39 if f.startswith("nbs/methods/") else None
+    if m: return int(m[1])
+    return next((n for folder, n in (("datasets", 19), ("methods", 39)) if f.startswith(f"nbs/{folder}/")), None)
 
 
 def imported_modules(code: str) -> set[str]:
@@ -194,10 +195,10 @@ def test_settings_are_documented_and_read(tmp_path, monkeypatch):
     for name in list(entries):
         monkeypatch.delenv(f"MULTIEXIT_{name.upper()}", raising=False)
     monkeypatch.setenv("MULTIEXIT_ROOT", str(tmp_path))
-    other = dict(datasets="d", runs="r", device="cpu", workers="1")
+    other = dict(datasets="d", runs="r", device="cpu", workers="1", threads="2")
     assert set(entries) == set(other) == set(settings())
     (tmp_path/"settings.ini").write_text("[multiexit_nb]\n" + "".join(f"{k} = {v}\n" for k, v in other.items()))
-    assert settings() == dict(datasets=tmp_path/"d", runs=tmp_path/"r", device="cpu", workers=1)
+    assert settings() == dict(datasets=tmp_path/"d", runs=tmp_path/"r", device="cpu", workers=1, threads=2)
     code = "\n".join(source(c) for f in notebooks() for c in code_cells(load(f)))
     assert not [n for n in entries if not re.search(rf"settings\(\)\[.{n}.\]", code)], "an entry that no notebook uses"
 
@@ -284,12 +285,13 @@ def test_readme_has_the_two_commands():
     assert "README.md" in ci and "pip install -e '.[dev]' && pytest" not in ci, ".ci/run reads its command from the README"
 
 
-def test_readme_tables_are_up_to_date():
+def test_readme_tables_are_up_to_date(copy):
     from multiexit_nb.methods import list_methods
-    from multiexit_nb.models import list_models
+    run(sys.executable, ".ci/tables.py", cwd=copy)
+    run(BIN/"nbdev-clean", cwd=copy)
+    assert tree(copy, ["nbs/index.ipynb"]) == tree(ROOT, ["nbs/index.ipynb"]), "run .ci/land"
     text = (ROOT/"README.md").read_text()
-    names = [f"`{n}`" for n in list_methods() + list_models()] + [Path(f).name for f in notebooks() if f.count("/") == 1 and "index" not in f]
-    assert not [n for n in names if n not in text], "run index.ipynb, then .ci/land"
+    assert not [n for n in list_methods() if f"`{n}`" not in text]
 
 
 def test_presets_name_recipes():

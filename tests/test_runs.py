@@ -8,12 +8,12 @@ import pandas as pd
 import pytest
 import torch
 
-from multiexit_nb import experiment, runs
+from multiexit_nb import experiment
 from multiexit_nb.core import InputError
 from multiexit_nb.data import load_dataset
 from multiexit_nb.methods import describe_method, list_methods
-from multiexit_nb.runs import Run, list_runs, pack_outputs, published, published_for, tidy
-from multiexit_nb.trainer import Recipe, train
+from multiexit_nb.runs import Run, list_runs, published, published_for, tidy
+from multiexit_nb.trainer import train
 
 TINY = dict(dataset="digits", images_per_class=14, model="tiny", exits="sepconv", method="mate", epochs=2, batch_size=64, precision="fp32",
             channels_last="false")
@@ -36,11 +36,11 @@ def test_a_run_answers_without_training():
     about = json.loads((run.path/"params.json").read_text())
     assert set(about) >= {"parameters", "versions", "commit", "started", "device", "decided"} and about["decided"]["precision"] == "fp32"
     out = again.outputs()
-    assert out["logits"].shape == (4, len(data.test), 10) and torch.equal(out["labels"], data.test.labels)
+    assert out.logits.shape == (4, len(data.test), 10) and torch.equal(out.labels, data.test.labels)
     x, _ = next(data.test.batches(len(data.test)))
     with torch.no_grad(): z = again.model()(x).logits
-    assert torch.allclose(z, out["logits"], atol=0.05)      # float16
-    assert again.outputs("val")["labels"].tolist() == data.val.labels.tolist()
+    assert torch.allclose(z, out.logits, atol=0.05)      # float16
+    assert again.outputs("val").labels.tolist() == data.val.labels.tolist()
     with pytest.raises(InputError, match="split='train'"): again.outputs("train")
     acc = 100*(z.argmax(-1) == data.test.labels).float().mean(1)
     assert again.result["test"]["top1"] == pytest.approx(acc.tolist(), abs=0.5)
@@ -75,12 +75,17 @@ def test_nothing_half_written_counts_as_finished():
     run, _, _ = finished()
     (run.path/"outputs.safetensors").write_bytes(b"\x10")
     with pytest.raises(InputError, match="outputs.safetensors is damaged"): run.outputs()
+    again, whole = Run.load(run.id), (run.path/"result.json").read_bytes()
     (run.path/"result.json").unlink()
-    again = Run.load(run.id)
-    assert not again.finished and list_runs().state.tolist() == ["unfinished"]
+    with pytest.raises(InputError, match="result.json is damaged: it is missing"):
+        Run.load(run.id).finished  # noqa: B018
+    (run.path/"result.json").write_bytes(whole[:-20])
+    with pytest.raises(InputError, match="result.json is damaged"):
+        again.result  # noqa: B018
     (run.path/"params.json").write_text('{"parameters": ')
-    with pytest.raises(InputError, match="params.json is damaged"): Run.load(run.path)
-    assert len(list_runs()) == 0
+    with pytest.raises(InputError, match="params.json is damaged"):
+        Run.load(run.path)
+    assert list_runs().state.tolist() == ["damaged"] and "params.json is damaged" in list_runs().note[0]
 
 
 def test_runs_that_cannot_be(tmp_path, monkeypatch):
@@ -92,14 +97,6 @@ def test_runs_that_cannot_be(tmp_path, monkeypatch):
     monkeypatch.setenv("MULTIEXIT_RUNS", str(tmp_path/"file"/"runs"))
     with pytest.raises(InputError, match="cannot write"): Run.create({})
     with pytest.raises(InputError, match="cannot write into"): experiment.prepare(TINY, set(TINY))
-
-
-def test_large_outputs_keep_the_ten_best(monkeypatch):
-    monkeypatch.setattr(runs, "MOST_LOGITS", 100)
-    z = torch.randn(2, 5, 40)
-    o = pack_outputs(z, torch.zeros(5))
-    assert o["values"].shape == o["classes"].shape == (2, 5, 10) and o["values"].dtype == torch.float16
-    assert torch.equal(o["classes"][..., 0].long(), z.argmax(-1))
 
 
 def test_tidy_skips_exits_without_a_teacher():
@@ -118,40 +115,7 @@ def test_published_tables_are_whole():
     assert "DBT Table 2" in " ".join(published_for("cifar100", "msdnet_dbt_cifar", "dbt", 11, images_per_class=150).columns)
 
 
-# ---- parameters ----
-
-CELL = "dataset: str = 'digits'  # which\nlr: float = 0.1  # rate\nepochs: int = 3\nmethod_args: dict = {}\nnesterov: bool = False"
-
-
-def test_parameters_cell_and_what_papermill_adds():
-    read = experiment.read_parameters
-    assert read(["1 + 1", CELL]) == (dict(dataset="digits", lr=0.1, epochs=3, method_args={}, nesterov=False), set())
-    values, explicit = read(["1 + 1", CELL, '# Parameters\nlr = 1\ndataset = "cifar10"\nmethod_args = {"alpha": 1.5}\n', "x = 3"])
-    assert values["lr"] == 1. and values["method_args"] == {"alpha": 1.5} and explicit == {"lr", "dataset", "method_args"}
-    values, _ = read([CELL, "# Parameters\nlr = 5\n", "work()", CELL.replace("0.1", "0.3")])   # the cell was changed and run again
-    assert values["lr"] == 0.3
-    for bad, says in (("lr = 'x'", "lr='x': expected a value of type float"), ("epochs = 2.5", "epochs=2.5"), ("nesterov = 1", "nesterov=1"),
-                      ("method_args = 'alpha'", "papermill: -y"), ("epoch = 3", "Did you mean 'epochs'")):
-        with pytest.raises(InputError, match=says): read([CELL, f"# Parameters\n{bad}\n"])
-    with pytest.raises(InputError, match="no parameters cell"): read(["1 + 1"])
-
-
-WRONG = [(dict(method="mat"), "Did you mean 'mate'"), (dict(model="resnet19"), "unknown model 'resnet19'. Did you mean 'resnet18'"),
-         (dict(dataset="digit"), "Did you mean 'digits'"), (dict(preset="papr"), "Did you mean 'paper'"), (dict(exits="sepcon"), "Did you mean 'sepconv'"),
-         (dict(method_args={"alhpa": 1}), "Did you mean 'alpha'"), (dict(method_args={"alpha": -1}), "alpha"), (dict(method_args={"alpha": "x"}), "alpha"),
-         (dict(model_args={"widht": 4}), "width"), (dict(recipe="mats"), "Did you mean 'mate'"), (dict(lr=-0.1), "lr=-0.1"), (dict(epochs=0), "epochs=0"),
-         (dict(method="eed", method_args={"teacher_exits": [1, 7]}), "teacher_exits"), (dict(model="resnet18", image_size=3), "image_size"),
-         (dict(device="cuda:9"), "device"), (dict(device="gpu"), "unknown device"), (dict(images_per_class=1), "images_per_class"),
-         (dict(dataset="imagefolder:/no/such"), "existing folder"), (dict(exits="linear"), "one width at every exit"), (dict(resume="x"), "unknown run")]
-
-
-@pytest.mark.parametrize("wrong, says", WRONG, ids=[str(w) for w, _ in WRONG])
-def test_wrong_input_is_one_line_before_any_data(wrong, says, monkeypatch):
-    monkeypatch.setattr("multiexit_nb.experiment.load_dataset", lambda *a, **k: pytest.fail("data were loaded"))
-    with pytest.raises(InputError, match=says) as e: experiment.prepare({**TINY, **wrong}, set(TINY) | set(wrong))
-    assert "\n" not in str(e.value)
-    assert not Path(experiment.settings()["runs"]).exists()      # nothing left that looks like a run
-
+# ---- parameters (more in test_parameters.py) ----
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory):
@@ -175,14 +139,6 @@ def test_every_method_passes_the_check_and_starts(method, teacher):
     t = train(*experiment.start(e, data), data, e.recipe, device=e.device, bar=False)
     losses = next(t)["train"]["loss"]
     assert t.method.name == method and losses and all(math.isfinite(v) for v in losses.values())
-
-
-def test_a_named_recipe_fills_in_what_is_left(monkeypatch):
-    p = {k: v for k, v in TINY.items() if k not in ("epochs", "batch_size")} | dict(epochs=30, batch_size=128, milestones=[0.5, 0.75])
-    assert experiment.recipe_of({**p, "recipe": "dih"}, set()).epochs == 200
-    r = experiment.recipe_of({**p, "recipe": "dih"}, {"epochs"})
-    assert (r.epochs, r.batch_size, r.nesterov) == (30, 64, True)
-    assert experiment.recipe_of({**p, "method": "dbt", "preset": "paper"}, set()) == Recipe.preset("dbt-cifar", precision="fp32", channels_last=False)
 
 
 def test_resume_takes_the_runs_own_parameters():

@@ -192,7 +192,7 @@ def test_the_step_is_found_though_it_is_looked_for_rarely():
 
 @pytest.mark.parametrize("wrong, says", [
     (dict(lr=-0.1), "lr=-0.1"), (dict(epochs=0), "epochs=0"), (dict(epochs=1.5), "epochs=1.5"), (dict(batch_size=0), "batch_size=0"),
-    (dict(schedule="cosin"), "Did you mean 'cosine'"), (dict(precision="fp8"), "unknown precision"), (dict(momentum=1.), "momentum=1.0"),
+    (dict(schedule="cosin"), "Did you mean 'cosine'"), (dict(precision="fp8"), "precision='fp8': expected 'auto'"), (dict(momentum=1.), "momentum=1.0"),
     (dict(label_smoothing=1.), "label_smoothing"), (dict(milestones=[0]), "milestones"), (dict(lr=math.nan), "lr=nan"),
     (dict(channels_last="yes"), "channels_last"), (dict(select="best"), "Did you mean"), (dict(nesterov=1), "nesterov=1"), (dict(seed=-1), "seed=-1")])
 def test_impossible_recipes(wrong, says):
@@ -214,23 +214,61 @@ def test_training_that_cannot_be_is_refused(data):
 def test_auto_takes_only_what_is_clearly_faster(data, monkeypatch):
     net, method = make(data)
     times = {("fp32", False): 1.0, ("fp32", True): 0.97, ("bf16", False): 1.2, ("bf16", True): 1.1}
-    clock = lambda net, method, x, y, p, c: lambda: times[p, c]
-    monkeypatch.setattr(speed, "_timer", clock)
+    monkeypatch.setattr(speed, "_timer", lambda objective, x, y, choice: lambda: times[choice.precision, choice.channels_last])
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
     go = lambda **kw: speed.decide(Recipe(**kw), net, method, torch.device("cpu"), lambda: next(data.train.batches(8)))
     assert (go().precision, go().channels_last) == ("fp32", False)   # 3 % is noise
     times["bf16", True] = 0.5
     assert (go().precision, go().channels_last) == ("bf16", True) and "2.00×" in go().why
     assert (go(precision="fp32").precision, go(precision="fp32").channels_last) == ("fp32", False)
-    assert go(precision="fp16", channels_last=True) == speed.Decided("fp16", True, "given")
+    assert go(precision="fp16", channels_last=True) == speed.SpeedChoice("fp16", True, "given", threads=1)
 
 
 def test_auto_is_taken_over_on_resume(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "decide", lambda *a: speed.Decided("fp32", True, "first"))
+    monkeypatch.setattr(training, "decide", lambda *a: speed.SpeedChoice("fp32", True, "first"))
     next(train(*make(data), data, Recipe(epochs=2), device="cpu", bar=False, checkpoint=tmp_path/"c.pt"))
     monkeypatch.setattr(training, "decide", lambda *a: pytest.fail("decided again"))
     t = train(*make(data), data, Recipe(epochs=2), device="cpu", bar=False, checkpoint=tmp_path/"c.pt", resume=True)
-    assert t.decided == speed.Decided("fp32", True, "first")
+    assert t.decided == speed.SpeedChoice("fp32", True, "first")
+
+
+@pytest.mark.parametrize("gain, threads", [(1.1, 1), (1.5, 4)])
+def test_auto_takes_the_threads_that_pay(gain, threads, data, tmp_path, monkeypatch):
+    "Up to what PyTorch was given; the training and its evaluation run by them, and what comes after does not."
+    seen = []
+    def timer(objective, x, y, choice): return lambda: gain**-math.log2(choice.threads)
+    def watched(*a, **kw):
+        seen.append(torch.get_num_threads())
+        return evaluated(*a, **kw)
+    evaluated = training.evaluate
+    monkeypatch.setattr(speed, "_timer", timer)
+    monkeypatch.setattr(training, "evaluate", watched)
+    with speed.use_threads(4):
+        t = train(*make(data), data, Recipe(epochs=1, precision="fp32", channels_last=False), device="cpu", bar=False, checkpoint=tmp_path/"c.pt")
+        assert t.decided.threads == threads == t.state()["decided"]["threads"] and f"threads {gain:.2f}×" in t.decided.why
+        t.method.after_step = lambda out: seen.append(torch.get_num_threads())
+        list(t)
+        assert set(seen) == {threads} and torch.get_num_threads() == 4
+
+
+def test_the_number_of_threads_can_be_given(data, monkeypatch):
+    monkeypatch.setenv("MULTIEXIT_THREADS", "3")
+    def decided(): return speed.decide(Recipe(precision="fp32", channels_last=False), *make(data), torch.device("cpu"), lambda: pytest.fail("measured"))
+    assert decided() == speed.SpeedChoice("fp32", False, "given", 3)
+    monkeypatch.setenv("MULTIEXIT_THREADS", "0")
+    with pytest.raises(InputError, match="threads='0': expected auto or a whole number ≥ 1"): decided()
+
+
+def test_threads_that_would_spin_are_not_taken(monkeypatch):
+    with speed.use_threads(4):
+        monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+        monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+        assert speed.most_threads() == 4
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+        assert speed.most_threads() == 1
+        monkeypatch.delenv("LOCAL_WORLD_SIZE")
+        monkeypatch.delenv("OMP_WAIT_POLICY")
+        assert speed.most_threads() == 1
 
 
 # ---- options that must do something ----
@@ -328,11 +366,12 @@ def test_loss_weights_are_learned_under_bf16_too(data):
 
 def test_evaluate_equals_counting(data):
     net, method = make(data)
-    s = evaluate(net, data.test, method, batch_size=17, keep=True)
-    z, y = s["logits"], s["labels"]
+    done = evaluate(net, data.test, method, batch_size=17, keep="test")
+    s, z, y = done.scores, done.outputs.logits, done.outputs.labels
     assert torch.equal(y, data.test.labels) and not torch.allclose(z[0], z[1])
     assert s["top1"] == pytest.approx([100*float((z[m].argmax(-1) == y).float().mean()) for m in range(4)])
     assert s["anytime"][2] == pytest.approx(100*float((z[:3].softmax(-1).mean(0).argmax(-1) == y).float().mean()))
+    assert s["anytime_logits"][2] == pytest.approx(100*float((z[:3].mean(0).argmax(-1) == y).float().mean()))
     assert s["top5"] == pytest.approx([100*float((z[m].topk(5).indices == y[:, None]).any(1).float().mean()) for m in range(4)])
     teacher = method.teacher_logits(MultiExitOutput(z, evaluate_features(net, data)))
     assert s["teacher_top1"] == pytest.approx([100*float((t[0].argmax(-1) == y).float().mean()) for t in teacher], abs=0.6)

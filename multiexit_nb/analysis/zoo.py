@@ -14,7 +14,9 @@ from torch import nn
 
 from ..backbones import register_backbone
 from ..figures import GREY, exit_colours, template
-from ..models import MultiExitNet, count_parts, create_model, cumulate, exits_of, list_models
+from ..cost import cumulate
+from ..exits import MultiExitNet, count_parts
+from ..models import create_model, exits_of, list_models
 from ..runs import published
 
 # %% ../../nbs/59_zoo.ipynb #as-printed

@@ -11,7 +11,8 @@ from typing import Annotated, Literal
 import torch
 
 from ..core import check_value
-from . import Hyper, Method, register
+from . import Method, register
+from ..parameters import Param
 
 # %% ../../nbs/methods/branchynet.ipynb #baseline
 @register("baseline")
@@ -26,8 +27,8 @@ class BranchyNet(Method):
     presets = {"default": {}, "dbt": dict(reduction="mean", recipe="dbt-cifar")}
 
     def __init__(self, task, *,
-                 weights: Annotated[float | list[float], Hyper("w_i: one for all exits, or one per exit", low=0)] = 1.,
-                 reduction: Annotated[Literal["sum", "mean"], Hyper("over exits")] = "sum"):
+                 weights: Annotated[float | list[float], Param("w_i: one for all exits, or one per exit", low=0)] = 1.,
+                 reduction: Annotated[Literal["sum", "mean"], Param("over exits")] = "sum"):
         super().__init__(task)
         w = torch.as_tensor(weights, dtype=torch.float32)
         check_value("weights", weights, w.ndim == 0 or len(w) == task.num_exits, f"one number, or one per exit ({task.num_exits})")

@@ -12,7 +12,8 @@ import torch
 
 from ..core import check_value
 from ..losses import kd, labelled_mean, masked_mse, mse
-from . import Hyper, Method, register
+from . import Method, register
+from ..parameters import Param
 
 # %% ../../nbs/methods/byot.ipynb #byot
 @register("byot")
@@ -24,12 +25,12 @@ class BYOT(Method):
                "feature": dict(beta=0.03, feature="masked")}
 
     def __init__(self, task, *,
-                 alpha: Annotated[float | None, Hyper("weight of the distillation; None: 0.1 with kl, 1 with mse", low=0)] = 0.3,
-                 ce_weight: Annotated[float | None, Hyper("weight of CE_i for i < M; None: 1 − alpha", low=0)] = None,
-                 beta: Annotated[float, Hyper("weight of the feature term", low=0)] = 0.,
-                 temperature: Annotated[float, Hyper("T", low=0.1)] = 3.,
-                 distance: Annotated[Literal["kl", "mse"], Hyper("between logits: T²·KL, or mean squared error")] = "kl",
-                 feature: Annotated[Literal["mse", "masked"], Hyper("between features; masked: where one is positive")] = "mse"):
+                 alpha: Annotated[float | None, Param("weight of the distillation; None: 0.1 with kl, 1 with mse", low=0)] = 0.3,
+                 ce_weight: Annotated[float | None, Param("weight of CE_i for i < M; None: 1 − alpha", low=0)] = None,
+                 beta: Annotated[float, Param("weight of the feature term", low=0)] = 0.,
+                 temperature: Annotated[float, Param("T", low=0.1)] = 3.,
+                 distance: Annotated[Literal["kl", "mse"], Param("between logits: T²·KL, or mean squared error")] = "kl",
+                 feature: Annotated[Literal["mse", "masked"], Param("between features; masked: where one is positive")] = "mse"):
         super().__init__(task)
         self.alpha = {"kl": 0.1, "mse": 1.}[distance] if alpha is None else alpha
         if ce_weight is None: check_value("alpha", self.alpha, self.alpha <= 1, "at most 1, or a ce_weight beside it")

@@ -14,7 +14,8 @@ from torch import nn
 
 from ..core import InputError, check_value
 from ..losses import labelled_mean, mse, pairwise_kl
-from . import Hyper, Method, register
+from . import Method, register
+from ..parameters import Param
 from ..processes import process_mean
 
 # %% ../../nbs/methods/dbt.ipynb #teacher-matrix
@@ -71,16 +72,16 @@ class DBT(Method):
 
     def __init__(self, task, *,
                  teachers: Annotated[Literal["last", "all-later"] | dict[int, list[int]],
-                                     Hyper("of each exit: by name, or {exit: [teachers]} from 1")] = "last",
-                 alpha: Annotated[float | None, Hyper("weight of the distillation; None: 0.1 with kl, 1 with mse", low=0)] = 1.,
-                 distance: Annotated[Literal["kl", "mse"], Hyper("between logits: τ²·KL, or mean squared error")] = "kl",
-                 temperature: Annotated[float, Hyper("τ at the start, or throughout without annealing", low=0.1)] = 1.,
-                 anneal: Annotated[bool, Hyper("raise τ while the teachers are too confident")] = True,
-                 mu: Annotated[float, Hyper("μ, the confidence above which τ rises", low=0, high=1)] = 0.5,
-                 tau_star: Annotated[float, Hyper("τ_*, what τ is then multiplied by", low=1)] = 1.05,
-                 confidence: Annotated[Literal["mean-of-max", "max-of-mean"], Hyper("of several teachers")] = "mean-of-max",
-                 reduction: Annotated[Literal["sum", "mean"], Hyper("over exits")] = "sum",
-                 factor: Annotated[float, Hyper("multiplies the whole objective", low=0)] = 1.):
+                                     Param("of each exit: by name, or {exit: [teachers]} from 1")] = "last",
+                 alpha: Annotated[float | None, Param("weight of the distillation; None: 0.1 with kl, 1 with mse", low=0)] = 1.,
+                 distance: Annotated[Literal["kl", "mse"], Param("between logits: τ²·KL, or mean squared error")] = "kl",
+                 temperature: Annotated[float, Param("τ at the start, or throughout without annealing", low=0.1)] = 1.,
+                 anneal: Annotated[bool, Param("raise τ while the teachers are too confident")] = True,
+                 mu: Annotated[float, Param("μ, the confidence above which τ rises", low=0, high=1)] = 0.5,
+                 tau_star: Annotated[float, Param("τ_*, what τ is then multiplied by", low=1)] = 1.05,
+                 confidence: Annotated[Literal["mean-of-max", "max-of-mean"], Param("of several teachers")] = "mean-of-max",
+                 reduction: Annotated[Literal["sum", "mean"], Param("over exits")] = "sum",
+                 factor: Annotated[float, Param("multiplies the whole objective", low=0)] = 1.):
         super().__init__(task)
         W = teacher_matrix(teachers, task.num_exits)
         self.teaching = W.sum(1).nonzero().flatten().tolist()   # who teaches anyone, from 0

@@ -11,37 +11,45 @@ from functools import partial
 from typing import Annotated, Literal
 
 import torch
+from fastcore.basics import patch
 from torch import Tensor, nn
 
 from ..core import MultiExitOutput
 from ..losses import kd, labelled_mean, pairwise_kl
-from . import Hyper, Method, Phase, register
-from ..models import ExitSpec, linear
-from ..teachers import answers, stage_maps, with_stages
+from . import Beside, Method, Phase, register
+from ..parameters import Param
+from ..exits import ExitSpec, MultiExitNet, linear
+from ..teachers import with_stages
 
 # %% ../../nbs/methods/dih.ipynb #heads
 class Heads(nn.Module):
     "Linear heads on the stages of a frozen network."
-    def __init__(self, net: nn.Module, num_classes: int, activation: str = "none"):
+    def __init__(self, net: MultiExitNet, num_classes: int, activation: str = "none"):
         super().__init__()
-        self.__dict__["net"] = with_stages(net, "the teacher")
-        self.at = getattr(net.backbone, "attach", {}).get("linear", range(1, len(net.shapes) + 1))   # stages, from 1
+        self.of = Beside(net)
+        self.at = net.backbone.attach["linear"]   # stages, from 1
         spec = partial(ExitSpec, left=1, shapes=net.shapes, num_classes=num_classes, backbone=net.backbone)
         self.heads = nn.ModuleList(linear(spec(s), head_activation=activation) for s in self.at)
 
     def both(self, x: Tensor) -> tuple[Tensor, Tensor]:
         "Logits of the heads, with gradient to them, and of the network's own exits."
-        with torch.no_grad(): maps = stage_maps(self.net, x); own = answers(self.net, maps)
-        return torch.stack([h(maps[s - 1])[0] for h, s in zip(self.heads, self.at, strict=True)]), own
+        net = self.of.net
+        with torch.no_grad():
+            maps = net.backbone(x)
+            own = net.answers(maps).logits
+        seen = [net.backbone.exit_input(maps[s - 1]) for s in self.at]
+        return torch.stack([head(x)[0] for head, x in zip(self.heads, seen, strict=True)]), own
 
-    def forward(self, x: Tensor) -> MultiExitOutput: return MultiExitOutput(self.both(x)[0])
+    def forward(self, x: Tensor) -> MultiExitOutput:
+        return MultiExitOutput(self.both(x)[0])
 
 # %% ../../nbs/methods/dih.ipynb #taught
 def taught(teachers: Tensor,   # (N, B, K) logits
            students: Tensor,   # (M, B, K) logits
            temperature: float, mode: str) -> Tensor:   # (M, B)
     "KD of a cohort: the mean over its teachers, or from their mean."
-    if mode == "cohort": return pairwise_kl(teachers.detach(), students, temperature).mean(0)
+    if mode == "cohort":
+        return pairwise_kl(teachers.detach(), students, temperature).mean(0)
     mean = (teachers / temperature).log_softmax(-1).logsumexp(0) - math.log(len(teachers))
     return kd(temperature * mean, students, temperature)
 
@@ -53,53 +61,76 @@ class DIH(Method):
     needs = frozenset({"teacher"})
 
     def __init__(self, task, *,
-                 teacher: Annotated[str, Hyper("the run that teaches: its id, or its folder")] = "",
-                 alpha: Annotated[float, Hyper("α, share of the distillation", low=0, high=1)] = 0.1,
-                 temperature: Annotated[float, Hyper("τ", low=0.1)] = 5.,
-                 teacher_mode: Annotated[Literal["cohort", "mean"], Hyper("each head teaches, or their mean")] = "cohort",
-                 reduction: Annotated[Literal["mean", "sum"], Hyper("over the teachers, of the whole loss")] = "mean",
-                 head_activation: Annotated[Literal["none", "relu", "tanh", "sigmoid"], Hyper("g, around the heads' linear maps")] = "none",
-                 heads_epochs: Annotated[int, Hyper("epochs of the heads; 0: as many as the recipe has", low=0)] = 0):
+                 teacher: Annotated[str, Param("the run that teaches: its id, or its folder")] = "",
+                 alpha: Annotated[float, Param("α, share of the distillation", low=0, high=1)] = 0.1,
+                 temperature: Annotated[float, Param("τ", low=0.1)] = 5.,
+                 teacher_mode: Annotated[Literal["cohort", "mean"], Param("each head teaches, or their mean")] = "cohort",
+                 reduction: Annotated[Literal["mean", "sum"], Param("over the teachers, of the whole loss")] = "mean",
+                 head_activation: Annotated[Literal["none", "relu", "tanh", "sigmoid"],
+                                            Param("g, around the heads' linear maps")] = "none",
+                 heads_epochs: Annotated[int, Param("epochs of the heads; 0: as many as the recipe has", low=0)] = 0):
         super().__init__(task)
-        self.teacher, self.alpha, self.temperature, self.teacher_mode = teacher, alpha, temperature, teacher_mode
-        self.reduction, self.head_activation, self.heads_epochs, self.heads = reduction, head_activation, heads_epochs, None
+        self.alpha, self.temperature, self.teacher_mode, self.reduction = alpha, temperature, teacher_mode, reduction
+        self.head_activation, self.heads_epochs, self.heads = head_activation, heads_epochs, None
 
-    def prepare(self, net):
-        if len(with_stages(self.teacher_net, "the teacher").at) == 1:
-            self.heads = Heads(self.teacher_net, self.task.num_classes, self.head_activation)
-    def phases(self): return (Phase("heads", self.heads_epochs),)*(self.heads is not None) + (Phase("student"),)
-    def learner(self, phase, net): return self.heads if phase.name == "heads" else net
-    def inner_parameters(self): return []
-    def extra(self, x): return {} if self.phase == "heads" else super().extra(x)
-    def teach(self, x):
-        return super().teach(x) if self.heads is None else MultiExitOutput(torch.cat(self.heads.both(x)))
-
-    def loss(self, out, targets, teacher=None):
-        ce = self.ce(out.logits, targets).sum()
-        if self.phase == "heads": return {"ce": ce}
-        n = len(teacher.logits) if (self.reduction, self.teacher_mode) == ("sum", "cohort") else 1   # a mean is one teacher
+    def loss(self, out, targets, teacher):
+        whole = (self.reduction, self.teacher_mode) == ("sum", "cohort")   # a mean is one teacher
+        n = len(teacher.logits) if whole else 1
         soft = labelled_mean(taught(teacher.logits, out.logits, self.temperature, self.teacher_mode), targets).sum()
-        return {"ce": n*(1 - self.alpha) * ce, "kd": n*self.alpha * soft}
+        return {"ce": n*(1 - self.alpha) * self.ce(out.logits, targets).sum(), "kd": n*self.alpha * soft}
+
+# %% ../../nbs/methods/dih.ipynb #dih-phases
+@patch
+def prepare(self: DIH, net):
+    "A teacher of one exit gets heads."
+    teacher = with_stages(self.teacher_net, "the teacher")
+    if teacher.num_exits == 1:
+        self.heads = Heads(teacher, self.task.num_classes, self.head_activation)
+
+@patch
+def heads_loss(self: DIH, out, targets):
+    "Σ_j CE_j of the heads."
+    return {"ce": self.ce(out.logits, targets).sum()}
+
+@patch
+def extra(self: DIH, x):
+    "What heads and teacher say together."
+    if self.heads is None:
+        return Method.extra(self, x)
+    with torch.no_grad():
+        return {"teacher": MultiExitOutput(torch.cat(self.heads.both(x)))}
+
+@patch
+def phases(self: DIH, net):
+    student = Phase("student", net, self.loss, trains=(net,), extra=self.extra)
+    if self.heads is None:
+        return (student,)
+    return Phase("heads", self.heads, self.heads_loss, trains=(self.heads,), epochs=self.heads_epochs), student
 
 # %% ../../nbs/methods/dih.ipynb #dihonline
 @register("dih_online")
 class DIHOnline(Method):
     "The student as in `dih`, with heads that are trained at the same time: CE_j + β KD_τ(student→j)."
     presets = {"default": {}, "paper": dict(recipe="dih")}
-    needs = frozenset({"teacher", "images"})
+    needs = frozenset({"teacher"})
 
     def __init__(self, task, *,
-                 teacher: Annotated[str, Hyper("the run that teaches: its id, or its folder")] = "",
-                 alpha: Annotated[float, Hyper("α, share of the distillation", low=0, high=1)] = 0.1,
-                 beta: Annotated[float, Hyper("β, what the heads take from the student", low=0)] = 0.1,
-                 temperature: Annotated[float, Hyper("τ", low=0.1)] = 5.,
-                 head_activation: Annotated[Literal["none", "relu", "tanh", "sigmoid"], Hyper("g, around the heads' linear maps")] = "none"):
+                 teacher: Annotated[str, Param("the run that teaches: its id, or its folder")] = "",
+                 alpha: Annotated[float, Param("α, share of the distillation", low=0, high=1)] = 0.1,
+                 beta: Annotated[float, Param("β, what the heads take from the student", low=0)] = 0.1,
+                 temperature: Annotated[float, Param("τ", low=0.1)] = 5.,
+                 head_activation: Annotated[Literal["none", "relu", "tanh", "sigmoid"],
+                                            Param("g, around the heads' linear maps")] = "none"):
         super().__init__(task)
-        self.teacher, self.alpha, self.beta, self.temperature = teacher, alpha, beta, temperature
+        self.alpha, self.beta, self.temperature = alpha, beta, temperature
         self.head_activation, self.heads = head_activation, None
 
-    def prepare(self, net): self.heads = Heads(self.teacher_net, self.task.num_classes, self.head_activation)
-    def extra(self, x): return {"images": x}
+    def prepare(self, net):
+        teacher = with_stages(self.teacher_net, "the teacher")
+        self.heads = Heads(teacher, self.task.num_classes, self.head_activation)
+
+    def extra(self, x):
+        return {"images": x}
 
     def loss(self, out, targets, images):
         heads, own = self.heads.both(images)

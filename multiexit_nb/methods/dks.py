@@ -9,7 +9,8 @@ __all__ = ['DKS']
 from typing import Annotated
 
 from ..losses import labelled_mean, pairwise_kl
-from . import Hyper, Method, register
+from . import Method, register
+from ..parameters import Param
 
 # %% ../../nbs/methods/dks.ipynb #dks
 @register("dks")
@@ -18,8 +19,8 @@ class DKS(Method):
     presets = {"default": {}, "code": dict(temperature=1.)}
 
     def __init__(self, task, *,
-                 alpha: Annotated[float, Hyper("weight of the distillation", low=0)] = 1.,
-                 temperature: Annotated[float, Hyper("T", low=0.1)] = 3.):
+                 alpha: Annotated[float, Param("weight of the distillation", low=0)] = 1.,
+                 temperature: Annotated[float, Param("T", low=0.1)] = 3.):
         super().__init__(task)
         self.alpha, self.temperature = alpha, temperature
 

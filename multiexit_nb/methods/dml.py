@@ -11,7 +11,8 @@ from typing import Annotated
 import torch
 
 from ..losses import labelled_mean, pairwise_kl
-from . import Hyper, Method, register
+from . import Method, register
+from ..parameters import Param
 
 # %% ../../nbs/methods/dml.ipynb #dml
 @register("dml")
@@ -19,7 +20,7 @@ class DML(Method):
     "Σ_i CE_i + 1/(n−1) Σ_{j≠i} KL(j→i)."
     presets = {"default": {}, "paper": dict(recipe="dih")}
 
-    def __init__(self, task, *, temperature: Annotated[float, Hyper("T", low=0.1)] = 1.):
+    def __init__(self, task, *, temperature: Annotated[float, Param("T", low=0.1)] = 1.):
         super().__init__(task)
         self.temperature = temperature
 

@@ -12,7 +12,8 @@ import torch
 
 from ..core import check_value
 from ..losses import kd, labelled_mean, mse
-from . import Hyper, Method, register
+from . import Method, register
+from ..parameters import Param
 
 # %% ../../nbs/methods/eed.ipynb #eed
 @register("eed")
@@ -23,12 +24,12 @@ class EED(Method):
                "mate": dict(alpha=1., recipe="mate")}
 
     def __init__(self, task, *,
-                 alpha: Annotated[float | None, Hyper("weight of the distillation; None: 0.1 with kl, 1 with mse", low=0)] = None,
-                 beta: Annotated[float, Hyper("weight of the feature term", low=0)] = 0.,
-                 distance: Annotated[Literal["kl", "mse"], Hyper("l_z: KL at temperature T, or mean squared error")] = "kl",
-                 temperature: Annotated[float, Hyper("T", low=0.1)] = 3.,
-                 t_squared: Annotated[bool, Hyper("multiply KL by T²")] = True,
-                 teacher_exits: Annotated[list[int] | None, Hyper("exits in the ensemble, from 1; None: all", low=1)] = None):
+                 alpha: Annotated[float | None, Param("weight of the distillation; None: 0.1 with kl, 1 with mse", low=0)] = None,
+                 beta: Annotated[float, Param("weight of the feature term", low=0)] = 0.,
+                 distance: Annotated[Literal["kl", "mse"], Param("l_z: KL at temperature T, or mean squared error")] = "kl",
+                 temperature: Annotated[float, Param("T", low=0.1)] = 3.,
+                 t_squared: Annotated[bool, Param("multiply KL by T²")] = True,
+                 teacher_exits: Annotated[list[int] | None, Param("exits in the ensemble, from 1; None: all", low=1)] = None):
         super().__init__(task)
         M = task.num_exits
         self.teacher_exits = sorted(set(teacher_exits)) if teacher_exits is not None else list(range(1, M + 1))

@@ -9,29 +9,35 @@ __all__ = ['Guided', 'regressor', 'FitNets']
 from typing import Annotated
 
 import torch
+from fastcore.basics import patch
 from torch import Tensor, nn
 
 from ..core import InputError, MultiExitOutput, check_value
 from ..losses import mse
-from . import Hyper, Phase, register
-from ..teachers import Taught, answers, stage_maps, with_stages
+from . import Phase, register
+from ..exits import MultiExitNet
+from ..parameters import Param
+from ..teachers import Taught, stage_maps, with_stages
 
 # %% ../../nbs/methods/fitnets.ipynb #guided
 class Guided(nn.Module):
     "A student whose feature is its guided map through the regressor, flattened."
-    def __init__(self, net: nn.Module, stage: int, regressor: nn.Module):
+    def __init__(self, net: MultiExitNet, stage: int, regressor: nn.Module):
         super().__init__()
         self.net, self.stage, self.regressor = net, stage, regressor
 
     def forward(self, x: Tensor) -> MultiExitOutput:
-        maps = stage_maps(self.net, x)
-        with torch.no_grad(): logits = answers(self.net, maps)
-        return MultiExitOutput(logits, (self.regressor(maps[self.stage - 1]).flatten(1),))
+        maps = self.net.backbone(x)
+        with torch.no_grad():
+            logits = self.net.answers(maps).logits
+        guided = self.net.backbone.exit_input(maps[self.stage - 1])
+        return MultiExitOutput(logits, (self.regressor(guided).flatten(1),))
 
 # %% ../../nbs/methods/fitnets.ipynb #regressor
 def regressor(have: tuple, want: tuple) -> nn.Module:
-    "From maps of shape `have` (C, H, W) to shape `want`: a 1×1 convolution; for vectors a linear map."
-    if have[1:] != want[1:]: raise InputError(f"fitnets: the guided map is {have[1:]} and the hint {want[1:]}: choose stages of one size")
+    "From maps of shape `have` (C, H, W) to `want`: a 1×1 convolution; for vectors a linear map. Raises InputError for other sizes."
+    if have[1:] != want[1:]:
+        raise InputError(f"fitnets: the guided map is {have[1:]} and the hint {want[1:]}: choose stages of one size")
     return nn.Conv2d(have[0], want[0], 1) if len(have) == 3 else nn.Linear(have[0], want[0])
 
 # %% ../../nbs/methods/fitnets.ipynb #fitnets
@@ -39,12 +45,12 @@ def regressor(have: tuple, want: tuple) -> nn.Module:
 class FitNets(Taught):
     "Hint phase: mean squared error of guided and hint map; then `kd`."
     def __init__(self, task, *,
-                 teacher: Annotated[str, Hyper("the run that teaches: its id, or its folder")] = "",
-                 hint_epochs: Annotated[int, Hyper("epochs of the hint phase", low=1)] = 40,
-                 hint: Annotated[int, Hyper("the teacher's stage, from 1; 0: the middle one", low=0)] = 0,
-                 guided: Annotated[int, Hyper("the student's stage, from 1; 0: the middle one", low=0)] = 0,
-                 alpha: Annotated[float, Hyper("α, share of the distillation", low=0, high=1)] = 0.1,
-                 temperature: Annotated[float, Hyper("τ", low=0.1)] = 5.):
+                 teacher: Annotated[str, Param("the run that teaches: its id, or its folder")] = "",
+                 hint_epochs: Annotated[int, Param("epochs of the hint phase", low=1)] = 40,
+                 hint: Annotated[int, Param("the teacher's stage, from 1; 0: the middle one", low=0)] = 0,
+                 guided: Annotated[int, Param("the student's stage, from 1; 0: the middle one", low=0)] = 0,
+                 alpha: Annotated[float, Param("α, share of the distillation", low=0, high=1)] = 0.1,
+                 temperature: Annotated[float, Param("τ", low=0.1)] = 5.):
         super().__init__(task, teacher=teacher, alpha=alpha, temperature=temperature)
         self.hint_epochs, self.hint, self.guided, self.regressor = hint_epochs, hint, guided, None
 
@@ -55,20 +61,21 @@ class FitNets(Taught):
         self.stages = self.hint or (len(theirs) + 1)//2, self.guided or (len(mine) + 1)//2
         self.regressor = regressor(tuple(mine[self.stages[1] - 1]), tuple(theirs[self.stages[0] - 1]))
 
-    def phases(self): return Phase("hint", self.hint_epochs), Phase("student")
-    def inner_parameters(self): return []
-    def learner(self, phase, net): return Guided(net, self.stages[1], self.regressor) if phase.name == "hint" else net
-    def parts(self, net) -> tuple: return tuple(getattr(net, "blocks", None) or net.backbone.stages)   # the stages
-    def trained(self, phase, net):
-        if phase.name != "hint": return super().trained(phase, net)
-        return [p for part in (*self.parts(net)[:self.stages[1]], self.regressor) for p in part.parameters()]
-    def modes(self, phase, net):
-        if phase.name == "hint":
-            for part in (*self.parts(net)[self.stages[1]:], *net.heads): part.eval()   # they rest
-    def extra(self, x):
-        if self.phase != "hint": return super().extra(x)
-        with torch.no_grad(): return {"hint": stage_maps(self.teacher_net, x)[self.stages[0] - 1]}
-
-    def loss(self, out, targets, teacher=None, hint=None):
-        if self.phase != "hint": return super().loss(out, targets, teacher)
+    def hint_loss(self, out, targets, hint):
+        "The mean squared error over all elements."
         return {"hint": mse(hint.flatten(1).float(), out.features[0]).mean()}
+
+# %% ../../nbs/methods/fitnets.ipynb #fitnets-phases
+@patch
+def hints(self: FitNets, x: Tensor) -> dict:
+    "The teacher's map at the hint stage."
+    with torch.no_grad():
+        return {"hint": stage_maps(self.teacher_net, x)[self.stages[0] - 1]}
+
+@patch
+def phases(self: FitNets, net: MultiExitNet):
+    last, stages = self.stages[1], tuple(net.backbone.stages)
+    guided = Guided(net, last, self.regressor)
+    return (Phase("hint", guided, self.hint_loss, trains=(*stages[:last], self.regressor), extra=self.hints,
+                  rests=(*stages[last:], net.heads), epochs=self.hint_epochs),
+            Phase("student", net, self.loss, trains=(net,), extra=self.extra))

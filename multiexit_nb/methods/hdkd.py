@@ -15,7 +15,8 @@ from torch import Tensor
 from ..core import check_value
 from ..hypergradient import Adam, follow, weight_gradient
 from ..losses import labelled_mean, pairwise_kl
-from . import Hyper, Method, Step, register
+from . import Method, Step, register
+from ..parameters import Param
 from ..processes import process_mean
 
 # %% ../../nbs/methods/hdkd.ipynb #dense
@@ -72,8 +73,8 @@ class NaiveDKD(Dense):
     presets = {"default": {}, "paper": dict(recipe="hdkd-cifar")}
 
     def __init__(self, task, *,
-                 lam: Annotated[float, Hyper("λ, weight of every distillation", low=0)] = 1.,
-                 temperature: Annotated[float, Hyper("T", low=0.1)] = 3.):
+                 lam: Annotated[float, Param("λ, weight of every distillation", low=0)] = 1.,
+                 temperature: Annotated[float, Param("T", low=0.1)] = 3.):
         M = task.num_exits
         super().__init__(task, torch.eye(M) + lam * torch.ones(M, M).tril(-1), temperature)
         self.teaches = torch.ones(M, M).tril(-1).bool()
@@ -97,15 +98,15 @@ class Harmonized(Dense):
     default_start = "ds-like"
 
     def __init__(self, task, *,
-                 start: Annotated[Literal["ds-like", "dbt-like", "random"] | None, Hyper("γ at the start; None: the method's own")] = None,
-                 fixed_gamma: Annotated[list[list[float]] | None, Hyper("M rows of M weights that stay; None: γ is learned")] = None,
-                 a: Annotated[float, Hyper("share of plain cross-entropy in the validation loss", low=0, high=1)] = 0.5,
-                 ema: Annotated[float, Hyper("momentum of the expected losses", low=0, high=1)] = 0.9,
-                 gamma_lr: Annotated[float, Hyper("learning rate of Adam on γ", low=0)] = 1e-3,
-                 constraint: Annotated[Literal["clamp", "none", "simplex"], Hyper("clamp: γ ≥ 0; simplex: and its sum stays")] = "clamp",
-                 meta_every: Annotated[int, Hyper("steps from one γ step to the next", low=1)] = 1,
-                 reuse: Annotated[bool, Hyper("learn γ on the images that calibrate thresholds, too")] = False,
-                 temperature: Annotated[float, Hyper("T", low=0.1)] = 3.):
+                 start: Annotated[Literal["ds-like", "dbt-like", "random"] | None, Param("γ at the start; None: the method's own")] = None,
+                 fixed_gamma: Annotated[list[list[float]] | None, Param("M rows of M weights that stay; None: γ is learned")] = None,
+                 a: Annotated[float, Param("share of plain cross-entropy in the validation loss", low=0, high=1)] = 0.5,
+                 ema: Annotated[float, Param("momentum of the expected losses", low=0, high=1)] = 0.9,
+                 gamma_lr: Annotated[float, Param("learning rate of Adam on γ", low=0)] = 1e-3,
+                 constraint: Annotated[Literal["clamp", "none", "simplex"], Param("clamp: γ ≥ 0; simplex: and its sum stays")] = "clamp",
+                 meta_every: Annotated[int, Param("steps from one γ step to the next", low=1)] = 1,
+                 reuse: Annotated[bool, Param("learn γ on the images that calibrate thresholds, too")] = False,
+                 temperature: Annotated[float, Param("T", low=0.1)] = 3.):
         start, learned = start or self.default_start, self.learned(task.num_exits)
         super().__init__(task, start_gamma(start, task.num_exits) * learned if fixed_gamma is None else given_gamma(fixed_gamma, learned), temperature)
         self.start, self.fixed_gamma, self.a, self.ema, self.constraint = start, fixed_gamma, a, ema, constraint

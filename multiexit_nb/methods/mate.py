@@ -15,7 +15,8 @@ from torch import nn
 from ..core import check_value
 from ..hypergradient import Adam, follow, weight_gradient
 from ..losses import full_precision, kl, labelled_mean, pairwise_kl
-from . import Hyper, Method, Step, register
+from . import Method, Step, register
+from ..parameters import Param
 from ..processes import process_mean
 
 # %% ../../nbs/methods/mate.ipynb #attention
@@ -66,13 +67,13 @@ class MATE(Method):
 
     def __init__(self, task, *,
                  alpha: Annotated[float | list[float] | Literal["auto"],
-                                  Hyper("extra weight of the primary teacher, or one per exit; auto: learned, from 3 on", low=0)] = 3.,
-                 temperature: Annotated[float, Hyper("T", low=0.1)] = 3.,
-                 diverse_teachers: Annotated[bool, Hyper("learn from all teachers; else from the primary one alone")] = True,
-                 weight_network: Annotated[Literal["attention", "gate"], Hyper("what weighs the exits")] = "attention",
-                 alpha_lr: Annotated[float, Hyper("with auto: learning rate of Adam on α", low=0)] = 1e-3,
-                 meta_every: Annotated[int, Hyper("with auto: steps from one step of α to the next", low=1)] = 1,
-                 reuse: Annotated[bool, Hyper("with auto: learn α on the images that calibrate thresholds, too")] = False):
+                                  Param("extra weight of the primary teacher, or one per exit; auto: learned, from 3 on", low=0)] = 3.,
+                 temperature: Annotated[float, Param("T", low=0.1)] = 3.,
+                 diverse_teachers: Annotated[bool, Param("learn from all teachers; else from the primary one alone")] = True,
+                 weight_network: Annotated[Literal["attention", "gate"], Param("what weighs the exits")] = "attention",
+                 alpha_lr: Annotated[float, Param("with auto: learning rate of Adam on α", low=0)] = 1e-3,
+                 meta_every: Annotated[int, Param("with auto: steps from one step of α to the next", low=1)] = 1,
+                 reuse: Annotated[bool, Param("with auto: learn α on the images that calibrate thresholds, too")] = False):
         super().__init__(task)
         self.auto, self.meta_every, self.reuse, M = alpha == "auto", meta_every, reuse, task.num_exits
         a = torch.as_tensor(3. if self.auto else alpha, dtype=torch.float32)

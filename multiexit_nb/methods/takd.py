@@ -6,13 +6,16 @@
 __all__ = ['TAKD']
 
 # %% ../../nbs/methods/takd.ipynb #c02
+from functools import partial
 from typing import Annotated
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from ..core import unknown
-from . import Hyper, Phase, register
+from . import Phase, register
 from ..models import create_model, list_models
+from ..parameters import Param
 from ..teachers import Taught
 
 # %% ../../nbs/methods/takd.ipynb #takd
@@ -20,24 +23,30 @@ from ..teachers import Taught
 class TAKD(Taught):
     "`kd` from the teacher through assistants to the student."
     def __init__(self, task, *,
-                 teacher: Annotated[str, Hyper("the run that teaches first: its id, or its folder")] = "",
-                 assistants: Annotated[list[str], Hyper("networks between teacher and student, large to small; none: `kd`")] = [],  # noqa: B006
-                 alpha: Annotated[float, Hyper("α, share of the distillation", low=0, high=1)] = 0.1,
-                 temperature: Annotated[float, Hyper("τ", low=0.1)] = 5.,
-                 assistant_epochs: Annotated[int, Hyper("epochs of each assistant; 0: as many as the recipe has", low=0)] = 0):
+                 teacher: Annotated[str, Param("the run that teaches first: its id, or its folder")] = "",
+                 assistants: Annotated[list[str], Param("networks between teacher and student, large to small; none: `kd`")] = (),
+                 alpha: Annotated[float, Param("α, share of the distillation", low=0, high=1)] = 0.1,
+                 temperature: Annotated[float, Param("τ", low=0.1)] = 5.,
+                 assistant_epochs: Annotated[int, Param("epochs of each assistant; 0: as many as the recipe has", low=0)] = 0):
         super().__init__(task, teacher=teacher, alpha=alpha, temperature=temperature)
         for a in assistants:
-            if a not in list_models(): raise unknown("assistant", a, list_models())
-        self.assistants, self.assistant_epochs, self.chain = assistants, assistant_epochs, nn.ModuleList()
+            if a not in list_models():
+                raise unknown("assistant", a, list_models())
+        self.assistants, self.assistant_epochs, self.chain = list(assistants), assistant_epochs, nn.ModuleList()
 
     def prepare(self, net):
-        self.chain = nn.ModuleList(create_model(a, self.task.num_classes, net.image_size, "none") for a in self.assistants)
-    def phases(self):
-        links = (Phase(f"{i}: {name}", self.assistant_epochs) for i, name in enumerate(self.assistants, 1))
-        return (*links, Phase("student"))
-    def link(self) -> int:
-        "Which link of the chain is trained, from 0; the last is the student."
-        return [p.name for p in self.phases()].index(self.phase)
-    def learner(self, phase, net): return net if phase.name == "student" else self.chain[[p.name for p in self.phases()].index(phase.name)]
-    def inner_parameters(self): return []
-    def teach(self, x): return self.chain[i - 1].eval()(x) if (i := self.link()) else super().teach(x)
+        build = partial(create_model, num_classes=self.task.num_classes, image_size=net.image_size, exits="none")
+        self.chain = nn.ModuleList(build(a) for a in self.assistants)
+
+    def said_by(self, speaker: nn.Module, x: Tensor) -> dict:
+        "What a link of the chain says of some images."
+        with torch.no_grad():
+            return {"teacher": speaker.eval()(x)}
+
+    def phases(self, net):
+        names = [*(f"{i}: {name}" for i, name in enumerate(self.assistants, 1)), "student"]
+        links = [*self.chain, net]
+        epochs = [*[self.assistant_epochs]*len(self.chain), 0]
+        speakers = [self.teacher_net, *self.chain]
+        return tuple(Phase(name, link, self.loss, trains=(link,), extra=partial(self.said_by, speaker), epochs=n)
+                     for name, link, speaker, n in zip(names, links, speakers, epochs, strict=True))
