@@ -45,11 +45,11 @@ LINES = dict(exitwise="exit-wise", dbt="distillation", **{"dbt-semi": "distillat
 
 def top5_by_budget(run) -> list[float]:
     "Top-5 in budget mode, by the number of exits one can afford."
-    return budget_table(*outputs_of(run.path), cost_of(run)[0], 5).top5.tolist()
+    return budget_table(*outputs_of(run), cost_of(run)[0], 5).top5.tolist()
 
 def top5_of_ensembles(run) -> list[float]:
     "Top-5 of the mean of the probabilities of exits 1 … m."
-    return exit_table(outputs_of(run.path)[1]).anytime_top5.tolist()
+    return exit_table(outputs_of(run)[1]).anytime_top5.tolist()
 
 def by_budget(found, score):
     "A panel per number of labelled images, a line per way of training."
@@ -94,8 +94,9 @@ def figure_6(found):
     if not len(t):
         raise InputError(f"figure dbt 6: run {run.id} logged no temperature")
     plain, tempered = (_confidence(run.history, n) for n in ("confidence", "tempered_confidence"))
-    at_end = None if len(plain) else compare.confidences(run.outputs("test")["logits"][-1], t.iloc[-1])
-    fig = compare.plot_temperature(t, at_end, used(run, "mu"))
+    test = run.outputs("test")
+    at_end = tuple(float(test.confidence("max", temperature)[-1].mean()) for temperature in (None, float(t.iloc[-1])))
+    fig = compare.plot_temperature(t, None if len(plain) else at_end, used(run, "mu"))
     for name, series, dash in (("confidence at τ = 1", plain, "solid"), ("confidence at τ", tempered, "dash")):
         if len(series):
             fig.add_scatter(x=series.index, y=series.to_numpy(float), name=name, yaxis="y2", mode="lines", line_dash=dash)

@@ -57,8 +57,7 @@ def figure_2(found):
     "For each early exit: test images that both, one or none of it and the main exit classify correctly."
     run = found[0].runs[-1]
     out = run.outputs("test")
-    answered = out["logits"].argmax(-1).numpy()
-    labels = out["labels"].numpy()
+    answered, labels = out.answers.numpy(), out.labels.numpy()
     pairs = {f"exit {m}": agreement.agreement(answered[m - 1], answered[-1], labels) for m in range(1, len(answered))}
     return plot_right_wrong({name: [len(images) for images in cells.values()] for name, cells in pairs.items()})
 
@@ -76,13 +75,13 @@ def plot_right_wrong(cells: dict):    # title → images: both right, exit only,
                 _quick("eed_figures_3_5", "resnet50", 1, 20))
 def figure_3(found):
     "Top-1 of main exit and ensemble, on training batches and on test images: a panel per method."
-    lines = {"main, training": ("top1", "train"), "ensemble, training": ("ensemble", "train"),
-             "main": ("top1", None), "ensemble": ("ensemble", None)}
+    lines = {"main, training": ("top1", "train"), "ensemble, training": ("anytime_logits", "train"),
+             "main": ("top1", None), "ensemble": ("anytime_logits", None)}
     fig = curves.Panels([f.line for f in found], list(lines), "", "epoch", "top-1 (%)")
     for k, f in enumerate(found):
         for name, (metric, split) in lines.items():
             x, v = compare.epochs_of([r.history for r in f.runs], metric, split=split)
-            if not len(v) and metric == "ensemble":       # runs made before it was recorded: the mean of probabilities
+            if not len(v) and metric == "anytime_logits":       # runs made before it was recorded: the mean of probabilities
                 x, v = compare.epochs_of([r.history for r in f.runs], "anytime", split=split)
             if len(v):
                 fig.line(k, name, x, v, smooth=True)
@@ -98,17 +97,17 @@ def figure_5(found):
 def before_and_after(run: Run, most: int = 500) -> dict:
     "RDMs of the main exit before and after its classifier, of equally many images of each class, `most` in all."
     out = run.outputs("test")
-    classes, count = (x.numpy() for x in out["labels"].unique(return_counts=True))
+    classes, count = (x.numpy() for x in out.labels.unique(return_counts=True))
     if 2*len(classes) > most:
         classes = np.random.default_rng(0).permutation(classes)[:10]
-    fewest = int(count[np.isin(out["labels"].unique().numpy(), classes)].min())
-    rows = rdm.balanced(out["labels"], max(1, min(fewest, most//len(classes))), classes.tolist())
+    fewest = int(count[np.isin(out.labels.unique().numpy(), classes)].min())
+    rows = rdm.balanced(out.labels, max(1, min(fewest, most//len(classes))), classes.tolist())
     try:
         said = rdm.representations(run, rows)
     except InputError:      # its images are not at hand: what it answered is
-        said = MultiExitOutput(out["logits"][:, rows])
+        said = MultiExitOutput(out.probabilities(rows).clamp_min(1e-30).log())
     places = ("features", "probabilities") if said.features else ("probabilities",)
-    labels = out["labels"][rows]
+    labels = out.labels[rows]
     return {p: rdm.rdm(rdm.patterns(said, said.num_exits, p), labels, images=rows) for p in places}
 
 @declare_figure(paper, "4", "dissimilarity of images before and after the main exit's last layer; dark is alike",

@@ -66,7 +66,7 @@ def figure_2(found, top: str = "top5"):
     for k, data in enumerate(sets):
         for name in lines:
             runs = [r for f in found if (f.panel, f.line) == (data, name) for r in f.runs]
-            made = {r.id: budgeted_batch(*outputs_of(r.path), cost_of(r)[1]) for r in runs}
+            made = {r.id: budgeted_batch(*outputs_of(r), cost_of(r)[1]) for r in runs}
             if made:
                 c = combine_networks(made, int(top[3:])).sort_values("cost").drop_duplicates(["cost", top])
                 fig.line(k, name, c.cost, [c[top]], smooth=True)

@@ -54,10 +54,11 @@ def _budgeted(run, row):
     if run.parameters["model"] == row.model_id:
         return row_score["top5_budgeted"](run, row)
     with torch.device("meta"):
-        theirs = create_model(row.model_id, 100, 32, "msdnet").cost(earlier_heads=True)[-1]
-    own = cost_of(run)[1][-1]
-    budget = float(row.note.split()[1].rstrip("M"))*own/theirs
-    return row_score["top5_budgeted"](run, row._replace(note=f"budget {budget}M"))
+        theirs = create_model(row.model_id, 100, 32, "msdnet").cost(earlier_heads=True)
+    own = cost_of(run)[1]
+    share = (1e6*float(row.note.split()[1].rstrip("M")) - theirs[0])/(theirs[-1] - theirs[0])
+    budget = (own[0] + share*(own[-1] - own[0]))/1e6
+    return row_score["top5_budgeted"](run, row._replace(note=f"budget {budget:.6f}M"))
 
 paper.scores["top5_budgeted"] = _budgeted
 
