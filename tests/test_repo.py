@@ -17,7 +17,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PYPROJECT = tomllib.loads((ROOT/"pyproject.toml").read_text())
 VERSION = re.search(r'__version__ = "(.+?)"', (ROOT/"multiexit_nb"/"__init__.py").read_text())[1]
-BATCH = {"train", "sweep", "report", "benchmark"}   # notebooks run by papermill; with labs/ they keep no outputs
+BATCH = {"train", "sweep", "report", "benchmark", "study"}   # notebooks run by papermill; with labs/ they keep no outputs
 BIN = Path(sys.executable).parent
 
 
