@@ -573,7 +573,7 @@ def _product(lines: list[dict], key: str) -> tuple[list[dict], list]:
         return lines, []
     return next(iter(groups.values())), [ast.literal_eval(v) for v in groups]
 
-# %% ../../nbs/59_published.ipynb #grid-of
+# %% ../../nbs/59_published.ipynb #grid-files
 def grid_files(kind: str) -> list[str]:    # "full" or "quick"
     "The names of all grids of a kind."
     forms = [p.items[n].forms[kind] for p in papers().values() for n in p.items]
@@ -589,6 +589,7 @@ def items_of(kind: str, name: str) -> list[Item]:
                 found.append(item)
     return found
 
+# %% ../../nbs/59_published.ipynb #arms-of
 def arms_of(kind: str, name: str) -> list[tuple[dict, int]]:
     "The parameters of every arm of a grid, each once, and how many seeds it has."
     found = {}
@@ -601,6 +602,7 @@ def arms_of(kind: str, name: str) -> list[tuple[dict, int]]:
                 found[_key(p)] = (p, max(form.seeds, found.get(_key(p), (p, 0))[1]))
     return list(found.values())
 
+# %% ../../nbs/59_published.ipynb #grid-of
 def grid_of(kind: str, name: str) -> dict:
     "A grid of a sweep: base, runs, grid."
     arms = arms_of(kind, name)
@@ -620,7 +622,7 @@ def grid_of(kind: str, name: str) -> dict:
     common = {k: v for k, v in common.items() if k not in ("method", "preset", "method_args", "seed")}
     return dict(base=common, runs=[{k: v for k, v in x.items() if k not in common} for x in lines], grid=axes)
 
-# %% ../../nbs/59_published.ipynb #grid-text
+# %% ../../nbs/59_published.ipynb #headline
 def _flow(value) -> str:
     import yaml
     return yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10**6, allow_unicode=True).strip()
@@ -638,6 +640,7 @@ def _headline(kind: str, name: str) -> list[str]:
         lines.append("# Every seed draws its own labelled images (split_seed). No unlabelled images: unlabelled_ratio 0.")
     return lines + [f"# Written by write_grids from nbs/papers/{paper.name}.ipynb: a change belongs there."]
 
+# %% ../../nbs/59_published.ipynb #grid-text
 def grid_text(kind: str, name: str) -> str:
     "The file of a grid."
     grid = grid_of(kind, name)
