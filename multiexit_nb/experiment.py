@@ -20,6 +20,7 @@ from fastcore.basics import patch
 
 from .core import InputError, brief, check_value, pick_device, seed_everything, settings, unknown
 from .data import Splits, dataset_info
+from .datasets import has_unlabelled
 from .methods import Task, create_method, preset_recipe
 from .models import create_model
 from .parameters import Param, Parameter, parameters_of, read_parameters  # noqa: F401
@@ -34,7 +35,7 @@ class Setup:
     dataset: Annotated[str, Param("digits, cifar10, cifar100, …, imagefolder:<path>, parquet:<path>"
                                   )] = "digits"
     images_per_class: Annotated[int, Param("labelled images per class, with validation; the rest is "
-                                           "unlabelled. 0: all", 0, 1_000_000)] = 0
+                                           "unlabelled. 0: as usual, or all", 0, 1_000_000)] = 0
     image_size: Annotated[int, Param("pixels; 0: as the data set has them", 0, 4096)] = 0
     model: Annotated[str, Param("a registered network: tiny, resnet18, resnet20, vgg16, …")] = "tiny"
     exits: Annotated[str, Param("kind of the exits: sepconv (BYOT, MATE), conv (EED), linear (DIH)"
@@ -117,7 +118,8 @@ def _shapes_of(p: dict, recipe: Recipe, num_classes: int, image_size: int, comin
     "The network without memory, once method and teacher have been made ready for it."
     with torch.device("meta"):
         net = network(p, num_classes, image_size)
-    unlabelled = num_classes if p["images_per_class"] and recipe.unlabelled_ratio else 0
+    some = has_unlabelled(p["dataset"], p["images_per_class"])
+    unlabelled = num_classes if some and recipe.unlabelled_ratio else 0
     method = objective(p, net, num_classes, 100*num_classes, unlabelled)
     if p["method_args"].get("teacher") not in coming:
         teacher = teacher_run(p, num_classes, image_size)
