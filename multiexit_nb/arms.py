@@ -21,7 +21,7 @@ from .data import dataset_info
 from .methods import create_method
 from .models import create_model, exits_of
 from .recipe import Recipe
-from .runs import Run, list_runs
+from .runs import Run, whole_runs
 
 # %% ../nbs/49_arms.ipynb #example-run
 def example_run(folder, method: str, seed: int, top1,   # top-1 of each exit in %
@@ -53,7 +53,7 @@ def finished_runs(runs=None    # a folder; runs, ids or paths; rows of `list_run
         folder = Path(runs) if runs else None
         if folder and not folder.is_dir():
             raise InputError(f"runs={str(runs)!r}: no such folder")
-        runs = [Run.load(folder/r if folder else r) for r in list_runs(folder).run]
+        runs = whole_runs(folder)
     if isinstance(runs, pd.DataFrame):
         runs = runs.run
     runs = [r if isinstance(r, Run) else Run.load(r) for r in runs]

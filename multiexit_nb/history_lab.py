@@ -18,13 +18,13 @@ from . import arms
 from .analysis import compare, weights
 from .core import InputError
 from .figures import exit_colours
-from .runs import Run, list_runs, published, published_for
+from .runs import Run, whole_runs, published, published_for
 from .widgets import answered, demo_run, figure_view, message, redraw, remember, run_picker, run_text, save_row
 
 # %% ../nbs/62_history_lab.ipynb #begun-runs
 def begun_runs() -> list[Run]:
     "The runs that have at least one epoch behind them, newest first."
-    runs = [Run.load(r) for r in list_runs().run]
+    runs = whole_runs()
     return [r for r in runs if (r.path/"history.csv").is_file() and {"dataset", "model", "method"} <= set(r.parameters)]
 
 class Histories:

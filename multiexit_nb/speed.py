@@ -160,7 +160,7 @@ def fastest(choices: list[SpeedChoice], seconds: list[float]) -> SpeedChoice:
     best = min(range(len(choices)), key=seconds.__getitem__)
     if seconds[best] > 0.95*seconds[0]:
         best = 0
-    names = [dataclasses.replace(c, threads=0).name for c in choices]
+    names = [dataclasses.replace(c, threads=0).name.replace(",", "") for c in choices]
     told = ", ".join(f"{name} {seconds[0]/s:.2f}×" for name, s in zip(names, seconds))
     return dataclasses.replace(choices[best], why=f"measured: {told}")
 

@@ -33,11 +33,12 @@ def parquet(top: Path) -> str:
     meta = {"huggingface": json.dumps({"info": {"features": features}})}
     folder = top/"toy"/"data"
     folder.mkdir(parents=True)
-    for name, n, first in (("train-00000", 15, 0), ("train-00001", 15, 15), ("test-00000", 12, 100)):
+    for name, n, first in (("train-00000-of-00002", 15, 0), ("train-00001-of-00002", 15, 15),
+                           ("test-00000-of-00001", 12, 100)):
         rows = [{"bytes": png(first + i), "path": None} for i in range(n)]
         table = pa.table({"img": rows, "fine_label": [i % 3 for i in range(n)]})
         table = table.replace_schema_metadata(meta)
-        pq.write_table(table, folder/f"{name}-of-00002.parquet", write_page_checksum=True)
+        pq.write_table(table, folder/f"{name}.parquet", write_page_checksum=True)
     return f"parquet:{top/'toy'}"
 
 

@@ -106,6 +106,12 @@ def test_shards_with_other_columns(tmp_path):
     refused(f"parquet:{tmp_path}", "train-1.parquet has no column label, which train-0.parquet has", tmp_path)
 
 
+def test_a_shard_that_is_missing(tmp_path):
+    name = layouts.parquet(tmp_path)
+    (tmp_path/"toy"/"data"/"train-00000-of-00002.parquet").unlink()
+    refused(name, "data is not complete: train-00000-of-00002 is missing", tmp_path)
+
+
 def test_shards_with_more_columns_are_read(tmp_path):
     write(tmp_path, IMAGES, [0, 1]*6)
     table = pa.table({"id": range(12), "label": pa.array([0, 1]*6, pa.int8()), "image": IMAGES})
@@ -286,3 +292,15 @@ def test_a_list_that_ends_early(tmp_path, f):
     f = tmp_path/"CUB_200_2011"/f
     f.write_bytes(f.read_bytes()[:-40])
     refused("cub200", "CUB_200_2011.* is damaged", tmp_path)
+
+
+def test_an_official_list_without_images(tmp_path):
+    layouts.aircraft(tmp_path)
+    (tmp_path/"fgvc-aircraft-2013b"/"data"/"images_variant_test.txt").write_text("")
+    refused("aircraft", "aircraft has no images for testing", tmp_path, download=False)
+
+
+def test_a_list_that_names_a_file_which_is_not_there(tmp_path):
+    layouts.tinyimagenet(tmp_path, 3)
+    (tmp_path/"tiny-imagenet-200"/"val"/"images"/"val_7.JPEG").unlink()
+    refused("tinyimagenet", "cannot read .*val_7.JPEG: No such file", tmp_path, val_per_class=1)

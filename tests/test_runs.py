@@ -13,7 +13,7 @@ from multiexit_nb.core import InputError
 from multiexit_nb.data import load_dataset
 from multiexit_nb.methods import describe_method, list_methods
 from multiexit_nb.runs import Run, list_runs, published, published_for, tidy
-from multiexit_nb.trainer import Recipe, train
+from multiexit_nb.trainer import train
 
 TINY = dict(dataset="digits", images_per_class=14, model="tiny", exits="sepconv", method="mate", epochs=2, batch_size=64, precision="fp32",
             channels_last="false")
@@ -115,40 +115,7 @@ def test_published_tables_are_whole():
     assert "DBT Table 2" in " ".join(published_for("cifar100", "msdnet_dbt_cifar", "dbt", 11, images_per_class=150).columns)
 
 
-# ---- parameters ----
-
-CELL = "dataset: str = 'digits'  # which\nlr: float = 0.1  # rate\nepochs: int = 3\nmethod_args: dict = {}\nnesterov: bool = False"
-
-
-def test_parameters_cell_and_what_papermill_adds():
-    read = experiment.read_parameters
-    assert read(["1 + 1", CELL]) == (dict(dataset="digits", lr=0.1, epochs=3, method_args={}, nesterov=False), set())
-    values, explicit = read(["1 + 1", CELL, '# Parameters\nlr = 1\ndataset = "cifar10"\nmethod_args = {"alpha": 1.5}\n', "x = 3"])
-    assert values["lr"] == 1. and values["method_args"] == {"alpha": 1.5} and explicit == {"lr", "dataset", "method_args"}
-    values, _ = read([CELL, "# Parameters\nlr = 5\n", "work()", CELL.replace("0.1", "0.3")])   # the cell was changed and run again
-    assert values["lr"] == 0.3
-    for bad, says in (("lr = 'x'", "lr='x': expected a value of type float"), ("epochs = 2.5", "epochs=2.5"), ("nesterov = 1", "nesterov=1"),
-                      ("method_args = 'alpha'", "papermill: -y"), ("epoch = 3", "Did you mean 'epochs'")):
-        with pytest.raises(InputError, match=says): read([CELL, f"# Parameters\n{bad}\n"])
-    with pytest.raises(InputError, match="no parameters cell"): read(["1 + 1"])
-
-
-WRONG = [(dict(method="mat"), "Did you mean 'mate'"), (dict(model="resnet19"), "unknown model 'resnet19'. Did you mean 'resnet18'"),
-         (dict(dataset="digit"), "Did you mean 'digits'"), (dict(preset="papr"), "Did you mean 'paper'"), (dict(exits="sepcon"), "Did you mean 'sepconv'"),
-         (dict(method_args={"alhpa": 1}), "Did you mean 'alpha'"), (dict(method_args={"alpha": -1}), "alpha"), (dict(method_args={"alpha": "x"}), "alpha"),
-         (dict(model_args={"widht": 4}), "width"), (dict(recipe="mats"), "Did you mean 'mate'"), (dict(lr=-0.1), "lr=-0.1"), (dict(epochs=0), "epochs=0"),
-         (dict(method="eed", method_args={"teacher_exits": [1, 7]}), "teacher_exits"), (dict(model="resnet18", image_size=3), "image_size"),
-         (dict(device="cuda:9"), "device"), (dict(device="gpu"), "unknown device"), (dict(images_per_class=1), "images_per_class"),
-         (dict(dataset="imagefolder:/no/such"), "existing folder"), (dict(exits="linear"), "one width at every exit"), (dict(resume="x"), "unknown run")]
-
-
-@pytest.mark.parametrize("wrong, says", WRONG, ids=[str(w) for w, _ in WRONG])
-def test_wrong_input_is_one_line_before_any_data(wrong, says, monkeypatch):
-    monkeypatch.setattr("multiexit_nb.experiment.load_dataset", lambda *a, **k: pytest.fail("data were loaded"))
-    with pytest.raises(InputError, match=says) as e: experiment.prepare({**TINY, **wrong}, set(TINY) | set(wrong))
-    assert "\n" not in str(e.value)
-    assert not Path(experiment.settings()["runs"]).exists()      # nothing left that looks like a run
-
+# ---- parameters (more in test_parameters.py) ----
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory):
@@ -172,14 +139,6 @@ def test_every_method_passes_the_check_and_starts(method, teacher):
     t = train(*experiment.start(e, data), data, e.recipe, device=e.device, bar=False)
     losses = next(t)["train"]["loss"]
     assert t.method.name == method and losses and all(math.isfinite(v) for v in losses.values())
-
-
-def test_a_named_recipe_fills_in_what_is_left(monkeypatch):
-    p = {k: v for k, v in TINY.items() if k not in ("epochs", "batch_size")} | dict(epochs=30, batch_size=128, milestones=[0.5, 0.75])
-    assert experiment.recipe_of({**p, "recipe": "dih"}, set()).epochs == 200
-    r = experiment.recipe_of({**p, "recipe": "dih"}, {"epochs"})
-    assert (r.epochs, r.batch_size, r.nesterov) == (30, 64, True)
-    assert experiment.recipe_of({**p, "method": "dbt", "preset": "paper"}, set()) == Recipe.preset("dbt-cifar", precision="fp32", channels_last=False)
 
 
 def test_resume_takes_the_runs_own_parameters():

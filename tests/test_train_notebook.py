@@ -1,5 +1,4 @@
 """train.ipynb as a program: the papermill contract."""
-import dataclasses
 import os
 import shutil
 import signal
@@ -13,8 +12,9 @@ import psutil
 import pytest
 import torch
 
+from multiexit_nb.experiment import PARAMETERS
+from multiexit_nb.parameters import cell_parameters
 from multiexit_nb.runs import Run
-from multiexit_nb.trainer import Recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 BOOK = ROOT/"nbs"/"train.ipynb"
@@ -63,7 +63,7 @@ def test_cleaned_and_then_run_with_parameters(tmp_path):
 
 @pytest.mark.parametrize("args, says", [
     (["-p", "methd", "byot"], "InputError: unknown parameter 'methd'. Did you mean 'method'"),
-    (["-p", "lr", "-0.1"], "InputError: lr=-0.1: expected a number > 0"),
+    (["-p", "lr", "-0.1"], "InputError: lr=-0.1: expected number > 0"),
     (["-p", "dataset", "parquet:nowhere"], "InputError: dataset='parquet:nowhere': expected an existing file or folder")])
 def test_wrong_input_is_one_line_and_a_failure(args, says, tmp_path):
     done = papermill(tmp_path/"out.ipynb", *args, *([] if "lr" in args else QUICK), cwd=tmp_path)
@@ -79,13 +79,15 @@ def test_help_reads_like_a_manual():
     assert "Unknown" not in text and "initial learning rate of SGD" in text
 
 
-def test_defaults_are_the_recipes():
-    "The parameters cell repeats the recipe's defaults, since papermill's help shows them: they must be the same."
-    from multiexit_nb.experiment import read_parameters
-    cell = next(c.source for c in nbformat.read(BOOK, 4).cells if "parameters" in c.metadata.get("tags", []))
-    values, _ = read_parameters([cell])
-    for f in dataclasses.fields(Recipe):
-        assert values[f.name] == (list(f.default) if isinstance(f.default, tuple) else f.default), f.name
+def test_the_cell_repeats_what_is_declared():
+    "papermill's help reads the cell: names, types, defaults and meanings are those of Setup and Recipe."
+    book = nbformat.read(BOOK, 4)
+    cell = cell_parameters(next(c.source for c in book.cells if "parameters" in c.metadata.get("tags", [])))
+    assert set(cell) == set(PARAMETERS)
+    for name, q in PARAMETERS.items():
+        assert q.check(cell[name].default) == q.check(q.default), name
+        assert cell[name].doc == q.doc, name
+        assert cell[name].kind in (q.kind, str, list), name
 
 
 def test_killed_and_resumed_by_id(tmp_path):

@@ -192,7 +192,7 @@ def test_the_step_is_found_though_it_is_looked_for_rarely():
 
 @pytest.mark.parametrize("wrong, says", [
     (dict(lr=-0.1), "lr=-0.1"), (dict(epochs=0), "epochs=0"), (dict(epochs=1.5), "epochs=1.5"), (dict(batch_size=0), "batch_size=0"),
-    (dict(schedule="cosin"), "Did you mean 'cosine'"), (dict(precision="fp8"), "unknown precision"), (dict(momentum=1.), "momentum=1.0"),
+    (dict(schedule="cosin"), "Did you mean 'cosine'"), (dict(precision="fp8"), "precision='fp8': expected 'auto'"), (dict(momentum=1.), "momentum=1.0"),
     (dict(label_smoothing=1.), "label_smoothing"), (dict(milestones=[0]), "milestones"), (dict(lr=math.nan), "lr=nan"),
     (dict(channels_last="yes"), "channels_last"), (dict(select="best"), "Did you mean"), (dict(nesterov=1), "nesterov=1"), (dict(seed=-1), "seed=-1")])
 def test_impossible_recipes(wrong, says):
@@ -256,7 +256,7 @@ def test_the_number_of_threads_can_be_given(data, monkeypatch):
     def decided(): return speed.decide(Recipe(precision="fp32", channels_last=False), *make(data), torch.device("cpu"), lambda: pytest.fail("measured"))
     assert decided() == speed.SpeedChoice("fp32", False, "given", 3)
     monkeypatch.setenv("MULTIEXIT_THREADS", "0")
-    with pytest.raises(InputError, match="threads='0': expected auto or a whole number ≥ 1"): decided()
+    with pytest.raises(InputError, match="threads='0': expected auto or a whole number"): decided()
 
 
 def test_threads_that_would_spin_are_not_taken(monkeypatch):

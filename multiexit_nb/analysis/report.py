@@ -27,7 +27,7 @@ from ..figures import GREY, exit_colours, figure
 from ..inference import Outputs, budget_table, budgeted_batch, combine_networks, exit_table
 from ..methods import create_method
 from ..models import create_model, exits_of
-from ..runs import Run, list_runs, published
+from ..runs import Run, whole_runs, published
 
 # %% ../../nbs/58_report.ipynb #example-run
 def example_run(folder, method: str, seed: int, top1,   # top-1 of each exit in %
@@ -54,7 +54,7 @@ def finished_runs(runs=None,    # a folder; Run objects, ids or paths; rows of `
     if runs is None or isinstance(runs, str | Path):
         folder = Path(runs) if runs else None
         if folder and not folder.is_dir(): raise InputError(f"runs={str(runs)!r}: no such folder")
-        runs = [Run.load(folder/r if folder else r) for r in list_runs(folder).run]
+        runs = whole_runs(folder)
     if isinstance(runs, pd.DataFrame): runs = runs.run
     runs = [r if isinstance(r, Run) else Run.load(r) for r in runs]
     return sorted((r for r in runs if r.finished), key=lambda r: (str(r.about.get("started")), r.id))

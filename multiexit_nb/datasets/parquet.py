@@ -6,7 +6,7 @@
 __all__ = ['parquet']
 
 # %% ../../nbs/datasets/parquet.ipynb #c02
-import json
+import json, re
 from pathlib import Path
 
 import torch
@@ -27,7 +27,19 @@ def _files_by_split(path: str) -> dict[str, list[Path]]:
         splits[next((s for s in splits if f.name.startswith(s[:5])), "train")].append(f)
     if not splits["train"]:
         raise InputError(f"no train-*.parquet in {path}")
+    for fs in splits.values():
+        _check_shards(fs)
     return splits
+
+def _check_shards(files: list[Path]):
+    "Hugging Face's names say how many files there are. Raises InputError if one is missing."
+    numbered = [re.match(r"(.+)-(\d+)-of-(\d+)$", f.stem) for f in files]
+    found = {(m[1], int(m[3]), int(m[2])) for m in numbered if m}
+    for name, n, _ in sorted(found):
+        missing = [i for i in range(n) if (name, n, i) not in found]
+        if missing:
+            lacking = f"{name}-{missing[0]:05d}-of-{n:05d}"
+            raise InputError(f"{files[0].parent} is not complete: {lacking} is missing")
 
 # %% ../../nbs/datasets/parquet.ipynb #read-parquet
 def _schema(file: Path):
