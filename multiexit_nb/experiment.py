@@ -8,7 +8,7 @@ __all__ = ['PARAMETERS', 'Setup', 'parameter', 'check_parameters', 'recipe_of', 
            'start']
 
 # %% ../nbs/45_experiment.ipynb #c02
-import dataclasses, os, re, warnings
+import dataclasses, os, warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +25,8 @@ from .methods import Task, create_method, preset_recipe
 from .models import create_model
 from .parameters import Param, Parameter, parameters_of, read_parameters  # noqa: F401
 from .recipe import Recipe
-from .runs import Run, check_tracker, data_of
+from .runs import Run, check_id, data_of
+from .trackers import check_tracker
 from .training import Training, check_data, join, load_checkpoint, train
 
 # %% ../nbs/45_experiment.ipynb #setup
@@ -155,9 +156,7 @@ def writable(folder: Path):
 
 def check_run_id(id: str):
     "Raises InputError if a new run cannot be called so."
-    ok = not id or re.fullmatch(r"[\w.+-]+", id) and id.strip(".") and len(id.encode()) <= 200
-    check_value("run_id", id, ok, "letters, digits, '-', '_' and '.', at most 200")
-    if id and (settings()["runs"]/id/"params.json").exists():
+    if id and (settings()["runs"]/check_id(id)/"params.json").exists():
         raise InputError(f"run {id!r} exists in {settings()['runs']}: resume it, or choose another run_id")
 
 # %% ../nbs/45_experiment.ipynb #resumed
@@ -249,11 +248,17 @@ def make_run(self: Experiment, data: Splits):
     self.run = Run.create(self.parameters, self.parameters["run_id"], **about)
 
 @patch
-def start(self: Experiment, data: Splits, bar: bool = True) -> Training:
-    "A training before its first epoch, or where it stopped; a new run gets its folder now."
+def start(self: Experiment, data: Splits, bar: bool = True,
+          steering: bool = False     # can what a person moved be moved again?
+         ) -> Training:
+    "A training before its first epoch, or where it stopped. A run is held for writing from now on."
+    if self.run:
+        self.run.check_resume(steering)
     net, method = self.build(data)
     if self.run is None:
         self.make_run(data)
+    elif not self.run.finished:
+        self.run.hold()
     training = train(net, method, data, self.recipe, device=self.device, checkpoint=self.run.checkpoint,
                      resume="auto", bar=bar)
     self.run.log(training)
