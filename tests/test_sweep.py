@@ -13,10 +13,11 @@ import pytest
 import yaml
 from lab_page import until
 
-from multiexit_nb import experiment, sweep
+from multiexit_nb import experiment, sweep, workers
 from multiexit_nb.core import InputError
+from multiexit_nb.grid import Cell, RunsFolder, cells, read_grid
 from multiexit_nb.runs import Run
-from multiexit_nb.sweep import Cell, Desk, Sweep, cells, checked, read_grid
+from multiexit_nb.sweep import Sweep, checked
 
 ROOT = Path(__file__).resolve().parent.parent
 STAND_IN = """
@@ -232,25 +233,25 @@ def test_what_auto_comes_to_holds_for_all_of_a_kind(stand_in):
 
 
 def test_a_lock_ends_with_its_process(tmp_path):
-    desk, cell = Desk(tmp_path), Cell({}, "x")
-    code = f"import sys,time; from multiexit_nb.sweep import Cell, Desk; from pathlib import Path; lock = Desk(Path({str(tmp_path)!r})).lock(Cell({{}}, 'x')); lock.acquire(); print('held', flush=True); time.sleep(60)"
+    folder, cell = RunsFolder(tmp_path), Cell({}, "x")
+    code = f"import sys,time; from multiexit_nb.grid import Cell, RunsFolder; from pathlib import Path; lock = RunsFolder(Path({str(tmp_path)!r})).lock(Cell({{}}, 'x')); lock.acquire(); print('held', flush=True); time.sleep(60)"
     p = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT)
-    assert p.stdout.readline() == "held\n" and desk.state(cell) == "running" and sweep.work(cell, str(tmp_path)) == "taken"
+    assert p.stdout.readline() == "held\n" and folder.state(cell) == "running" and sweep.work(cell, str(tmp_path)) == "taken"
     p.kill(); p.wait()
-    assert desk.state(cell) == "waiting"
+    assert folder.state(cell) == "waiting"
 
 
 def test_seats_threads_and_gpus(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    with sweep.local_pool(3, []) as (_, seats):
+    with workers.local_pool(3, []) as (_, seats):
         assert [s["CUDA_VISIBLE_DEVICES"] for s in seats] == ["2", "5", "2"] and {s["OMP_NUM_THREADS"] for s in seats} == {str(max(1, os.cpu_count()//3))}
-    assert sweep.seat_env(seats[0], Cell({"device": "cpu"}, "x")) == {"OMP_NUM_THREADS": seats[0]["OMP_NUM_THREADS"]} and "CUDA_VISIBLE_DEVICES" in sweep.seat_env(seats[0], Cell({}, "x"))
+    assert workers.seat_env(seats[0], "cpu") == {"OMP_NUM_THREADS": seats[0]["OMP_NUM_THREADS"]} and "CUDA_VISIBLE_DEVICES" in workers.seat_env(seats[0])
     monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
-    many = [Cell({}, str(i)) for i in range(9)]
-    assert sweep.num_workers(many) == 3 and sweep.num_workers(many[:2]) == 2
-    assert sweep.num_workers([Cell({"device": "cpu"}, "x")]*99) <= os.cpu_count()
-    with pytest.raises(InputError, match="workers=-1"), sweep.local_pool(-1, []): pass
+    many = ["auto"]*9
+    assert workers.num_workers(many) == 3 and workers.num_workers(many[:2]) == 2
+    assert workers.num_workers(["cpu"]*99) <= os.cpu_count()
+    with pytest.raises(InputError, match="workers=-1"), workers.local_pool(-1, []): pass
 
 
 # ---- clusters ----
@@ -258,14 +259,14 @@ def test_seats_threads_and_gpus(monkeypatch):
 def test_the_job_that_a_cluster_would_get(tmp_path):
     pytest.importorskip("dask_jobqueue")
     (tmp_path/"slurm.yaml").write_text("kind: slurm\njobs: 4\ncores: 8\nmemory: 32GB\nqueue: gpu\nwalltime: '12:00:00'\njob_extra_directives: ['--gres=gpu:1']")
-    with sweep.cluster_of(sweep.read_cluster(str(tmp_path/"slurm.yaml"))) as cluster: script = cluster.job_script()
+    with workers.cluster_of(workers.read_cluster(str(tmp_path/"slurm.yaml"))) as cluster: script = cluster.job_script()
     for line in ("#SBATCH -p gpu", "#SBATCH --cpus-per-task=8", "#SBATCH --mem=30G", "#SBATCH -t 12:00:00", "#SBATCH --gres=gpu:1", "distributed.cli.dask_worker"):
         assert line in script
-    with pytest.raises(InputError, match="unknown kind of cluster 'slrum'. Did you mean 'slurm'"): sweep.cluster_of(dict(kind="slrum"))
-    with pytest.raises(InputError, match="pbs cluster"): sweep.cluster_of(dict(kind="pbs", coars=3))
+    with pytest.raises(InputError, match="unknown kind of cluster 'slrum'. Did you mean 'slurm'"): workers.cluster_of(dict(kind="slrum"))
+    with pytest.raises(InputError, match="pbs cluster"): workers.cluster_of(dict(kind="pbs", coars=3))
     for where, says in (("nowhere.yaml", "expected the address of a Dask scheduler"), (str(tmp_path/"bad.yaml"), "a map with kind")):
         (tmp_path/"bad.yaml").write_text("jobs: 3")
-        with pytest.raises(InputError, match=says), sweep.cluster_pool(where): pass
+        with pytest.raises(InputError, match=says), workers.cluster_pool(where): pass
 
 
 @pytest.mark.slow
@@ -293,7 +294,7 @@ def test_a_dask_cluster_of_which_a_worker_is_killed(stand_in, monkeypatch):
     finally:
         for s in started: s.kill()
     monkeypatch.setattr(sys, "argv", ["x"])
-    with pytest.raises(InputError, match="no Dask scheduler at tcp://127.0.0.1:9"), sweep.cluster_pool("tcp://127.0.0.1:9"): pass
+    with pytest.raises(InputError, match="no Dask scheduler at tcp://127.0.0.1:9"), workers.cluster_pool("tcp://127.0.0.1:9"): pass
 
 
 # ---- the real notebook ----
