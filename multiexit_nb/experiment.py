@@ -20,11 +20,13 @@ from fastcore.basics import patch
 
 from .core import InputError, brief, check_value, pick_device, seed_everything, settings, unknown
 from .data import Splits, dataset_info
+from .datasets import has_unlabelled
 from .methods import Task, create_method, preset_recipe
 from .models import create_model
 from .parameters import Param, Parameter, parameters_of, read_parameters  # noqa: F401
 from .recipe import Recipe
-from .runs import Run, check_id, check_tracker, data_of
+from .runs import Run, check_id, data_of
+from .trackers import check_tracker
 from .training import Training, check_data, join, load_checkpoint, train
 
 # %% ../nbs/45_experiment.ipynb #setup
@@ -34,7 +36,7 @@ class Setup:
     dataset: Annotated[str, Param("digits, cifar10, cifar100, …, imagefolder:<path>, parquet:<path>"
                                   )] = "digits"
     images_per_class: Annotated[int, Param("labelled images per class, with validation; the rest is "
-                                           "unlabelled. 0: all", 0, 1_000_000)] = 0
+                                           "unlabelled. 0: as usual, or all", 0, 1_000_000)] = 0
     image_size: Annotated[int, Param("pixels; 0: as the data set has them", 0, 4096)] = 0
     model: Annotated[str, Param("a registered network: tiny, resnet18, resnet20, vgg16, …")] = "tiny"
     exits: Annotated[str, Param("kind of the exits: sepconv (BYOT, MATE), conv (EED), linear (DIH)"
@@ -117,7 +119,8 @@ def _shapes_of(p: dict, recipe: Recipe, num_classes: int, image_size: int, comin
     "The network without memory, once method and teacher have been made ready for it."
     with torch.device("meta"):
         net = network(p, num_classes, image_size)
-    unlabelled = num_classes if p["images_per_class"] and recipe.unlabelled_ratio else 0
+    some = has_unlabelled(p["dataset"], p["images_per_class"])
+    unlabelled = num_classes if some and recipe.unlabelled_ratio else 0
     method = objective(p, net, num_classes, 100*num_classes, unlabelled)
     if p["method_args"].get("teacher") not in coming:
         teacher = teacher_run(p, num_classes, image_size)
@@ -212,8 +215,7 @@ class Experiment:
 
 # %% ../nbs/45_experiment.ipynb #prepare
 def prepare(parameters: dict, explicit: set = frozenset(),   # parameters by name; which of them were given
-            coming: tuple = (),     # teachers that are yet to be trained
-            steering: bool = False  # can what a person moved in a resumed run be moved again?
+            coming: tuple = ()      # teachers that are yet to be trained
            ) -> Experiment:
     "Check all parameters. Raises InputError for the first wrong one. `resume` takes the rest from the run."
     p = check_parameters(parameters)
@@ -232,7 +234,7 @@ def prepare(parameters: dict, explicit: set = frozenset(),   # parameters by nam
     num_classes, size = dataset_info(p["dataset"], image_size=p["image_size"] or None)
     check_network(p, recipe, device, num_classes, size, coming)
     if run:
-        run.check_resume(steering)
+        run.check_resume(steering=True)          # who steers is known when it is started
         if run.checkpoint.is_file():
             load_checkpoint(run.checkpoint)      # whether it can be read
     return Experiment(p | dataclasses.asdict(recipe), recipe, device, num_classes, size, run)
@@ -248,18 +250,17 @@ def make_run(self: Experiment, data: Splits):
     self.run = Run.create(self.parameters, self.parameters["run_id"], **about)
 
 @patch
-def take_run(self: Experiment, data: Splits):
-    "The run to write: a new one, or the one to go on with. Raises InputError if another program writes it."
+def start(self: Experiment, data: Splits, bar: bool = True,
+          steering: bool = False     # can what a person moved be moved again?
+         ) -> Training:
+    "A training before its first epoch, or where it stopped. A run is held for writing from now on."
+    if self.run:
+        self.run.check_resume(steering)
+    net, method = self.build(data)
     if self.run is None:
         self.make_run(data)
     elif not self.run.finished:
         self.run.hold()
-
-@patch
-def start(self: Experiment, data: Splits, bar: bool = True) -> Training:
-    "A training before its first epoch, or where it stopped; a new run gets its folder now."
-    net, method = self.build(data)
-    self.take_run(data)
     training = train(net, method, data, self.recipe, device=self.device, checkpoint=self.run.checkpoint,
                      resume="auto", bar=bar)
     self.run.log(training)
@@ -303,5 +304,8 @@ def load(e: Experiment) -> Splits:
 def start(e: Experiment, data: Splits):  # noqa: F811
     "Network and method of an experiment; a new run gets its folder now."
     net, method = e.build(data)
-    e.take_run(data)
+    if e.run is None:
+        e.make_run(data)
+    elif not e.run.finished:
+        e.run.hold()
     return net, method

@@ -66,7 +66,7 @@ class Session:
 
     def __init__(self, parameters: dict,              # as those of the notebook `train`; or {"resume": id}
                  tell=lambda session: None):          # called after every change, from the thread
-        e = experiment.prepare(parameters, set(parameters), steering=True)
+        e = experiment.prepare(parameters, set(parameters))
         self.data = experiment.load(e)
         net, method = experiment.start(e, self.data)
         self.run, self.device, self.tell = e.run, e.device, tell

@@ -404,7 +404,7 @@ def test_a_steered_run_is_not_gone_on_with_by_the_command_line(whole, tmp_path):
     run.event(2.5, "lr", 0.1, 0.02)
     with pytest.raises(InputError, match="steered by hand"):
         experiment.run_experiment({**PARAMETERS, "resume": "mine"}, {"resume"}, bar=False)
-    experiment.prepare({**PARAMETERS, "resume": "mine"}, {"resume"}, steering=True)
+    experiment.prepare({**PARAMETERS, "resume": "mine"}, {"resume"})
 
 
 def test_the_second_of_two_resumes_says_so_before_any_data(whole, tmp_path, monkeypatch):
