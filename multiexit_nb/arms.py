@@ -80,12 +80,10 @@ def teacher_of(run: Run) -> str:
 
 # %% ../nbs/49_arms.ipynb #was-steered
 def was_steered(run: Run) -> str:
-    "What was done to a training by hand: forked, steered, stopped; empty where it ran by itself."
-    names = set(run.events.name)
-    done = ["forked"]*("fork" in names) + ["steered"]*bool(names - {"fork"})
+    "What was done to a training by hand: moved, forked, stopped; empty where it ran by itself."
     planned = run.about.get("epochs", run.parameters.get("epochs", 0))
-    stopped = run.finished and run.result["last_epoch"] < planned
-    return " and ".join(done + ["stopped"]*stopped)
+    early = run.finished and run.result["last_epoch"] < planned
+    return run.steered or "stopped early"*early
 
 def settings_of(run: Run) -> dict:
     "A run's parameters, with the teacher called by its network, and what was done to it by hand."

@@ -23,6 +23,11 @@ def until(condition, seconds=90):
         time.sleep(0.02)
 
 
+def save_rows(lab) -> list:
+    "The rows of buttons that keep a figure and its table, of a lab without a browser."
+    return [w for w in lab.stage.children if "mx-save" in w._dom_classes]
+
+
 @contextlib.contextmanager
 def serve(folder, home, **env):
     "JupyterLab over a folder, with a home of its own: its address (the token is t)."
