@@ -233,8 +233,10 @@ def prepare(parameters: dict, explicit: set = frozenset(),   # parameters by nam
     check_value("images_per_class", per_class, per_class != 1, "0 for all, or at least 2")
     num_classes, size = dataset_info(p["dataset"], image_size=p["image_size"] or None)
     check_network(p, recipe, device, num_classes, size, coming)
-    if run and run.checkpoint.exists():
-        load_checkpoint(run.checkpoint)      # whether it can be read
+    if run:
+        run.check_resume(steering=True)          # who steers is known when it is started
+        if run.checkpoint.is_file():
+            load_checkpoint(run.checkpoint)      # whether it can be read
     return Experiment(p | dataclasses.asdict(recipe), recipe, device, num_classes, size, run)
 
 # %% ../nbs/45_experiment.ipynb #start
@@ -304,4 +306,6 @@ def start(e: Experiment, data: Splits):  # noqa: F811
     net, method = e.build(data)
     if e.run is None:
         e.make_run(data)
+    elif not e.run.finished:
+        e.run.hold()
     return net, method
