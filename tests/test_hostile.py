@@ -1,4 +1,4 @@
-"""A stranger's run: whatever its strings are, they are shown letter by letter; nothing is executed, nothing outside is written."""
+"""A stranger's run: its strings are shown letter by letter, nothing is executed, nothing outside is written."""
 import html.parser
 import json
 import pickle
@@ -15,9 +15,11 @@ from multiexit_nb.runs import Run, damaged_runs, list_runs
 from multiexit_nb.trackers import Tracker
 from multiexit_nb.training import load_checkpoint
 
-HOSTILE = ["<img src=x onerror=alert(1)>", "<script>alert(1)</script>", "[x](javascript:alert(1))", "![x](http://x.org/y.png)", "$\\href{javascript:alert(1)}{x}$",
-           "\\(x\\)", "`<b>`", "a\n\n<script>", "| a | b |", "# heading", "1. list", "- list", "> quoted", "https://x.org www.x.org a@x.org", "&lt;b&gt;", "<!--",
-           "{{7*7}}", "\u202eexe.gnp", "\x1b[31m", "%(x)s", "~~x~~ **x** _x_ __x__", "\\\\(x\\\\)", "</code><script>", '" onmouseover="alert(1)']
+HOSTILE = ["<img src=x onerror=alert(1)>", "<script>alert(1)</script>", "[x](javascript:alert(1))",
+           "![x](http://x.org/y.png)", "$\\href{javascript:alert(1)}{x}$", "\\(x\\)", "\\\\(x\\\\)", "`<b>`",
+           "a\n\n<script>", "| a | b |", "# heading", "1. list", "- list", "> quoted", "&lt;b&gt;", "<!--", "{{7*7}}",
+           "https://x.org www.x.org a@x.org", "\u202eexe.gnp", "\x1b[31m", "%(x)s", "~~x~~ **x** _x_ __x__",
+           "</code><script>", '" onmouseover="alert(1)']
 
 
 class Tags(html.parser.HTMLParser):
@@ -42,7 +44,8 @@ def rendered(markdown: str) -> Tags:
 
 @pytest.mark.parametrize("given_text", HOSTILE)
 def test_markdown_shows_a_text_letter_by_letter(given_text):
-    for page, allowed in ((rendered(text.markdown(given_text)), {"p"}), (rendered(f"**{text.markdown(given_text)}**"), {"p", "strong"}),
+    shown = text.markdown(given_text)
+    for page, allowed in ((rendered(shown), {"p"}), (rendered(f"**{shown}**"), {"p", "strong"}),
                           (rendered(text.code(given_text)), {"p", "code"}), (Tags(text.html(given_text)), set())):
         assert page.tags <= allowed and page.text.strip() == text.one_line(given_text)
 
@@ -51,7 +54,8 @@ def test_markdown_shows_a_text_letter_by_letter(given_text):
 @settings(max_examples=300, deadline=None)
 def test_any_text_is_text(anything):
     page = rendered("x " + text.markdown(anything))
-    assert page.tags <= {"p"} and " ".join(page.text.split()) == " ".join(f"x {text.one_line(anything)}".split())
+    assert page.tags <= {"p"}
+    assert " ".join(page.text.split()) == " ".join(f"x {text.one_line(anything)}".split())
     alone = rendered(text.markdown(anything))
     assert alone.tags <= {"p"}
     assert Tags(text.html(anything)).tags == set() and '"' not in text.html(anything)
@@ -60,9 +64,11 @@ def test_any_text_is_text(anything):
 def hostile_run(folder: Path, **more) -> Run:
     "A run whose every string is a script."
     bad = HOSTILE[0]
-    p = dict(dataset=bad, model=bad, exits=bad, method=bad, preset=bad, model_args={bad: bad}, method_args={bad: [bad]}, epochs=1, seed=0)
+    p = dict(dataset=bad, model=bad, exits=bad, method=bad, preset=bad, epochs=1, seed=0,
+             model_args={bad: bad}, method_args={bad: [bad]})
+    about = dict(parameters=p | more, started=bad, commit=bad, decided=dict(why=bad), num_classes=10, image_size=32)
     (folder/"bad").mkdir(parents=True)
-    (folder/"bad"/"params.json").write_text(json.dumps(dict(parameters=p | more, started=bad, commit=bad, decided=dict(why=bad), num_classes=10, image_size=32)))
+    (folder/"bad"/"params.json").write_text(json.dumps(about))
     return Run(folder/"bad")
 
 
