@@ -232,8 +232,10 @@ def prepare(parameters: dict, explicit: set = frozenset(),   # parameters by nam
     check_value("images_per_class", per_class, per_class != 1, "0 for all, or at least 2")
     num_classes, size = dataset_info(p["dataset"], image_size=p["image_size"] or None)
     check_network(p, recipe, device, num_classes, size, coming)
-    if run and run.checkpoint.exists():
-        load_checkpoint(run.checkpoint)      # whether it can be read
+    if run:
+        run.check_resume(steering=True)          # who steers is known when it is started
+        if run.checkpoint.is_file():
+            load_checkpoint(run.checkpoint)      # whether it can be read
     return Experiment(p | dataclasses.asdict(recipe), recipe, device, num_classes, size, run)
 
 # %% ../nbs/45_experiment.ipynb #start

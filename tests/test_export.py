@@ -11,11 +11,9 @@ import torch
 from multiexit_nb import experiment, export
 from multiexit_nb.core import InputError
 from multiexit_nb.export import (
-    FinishedNet,
     confidence,
     exit_rule,
     export_net,
-    hub_class,
     latency,
     load_exported,
     need,
@@ -25,6 +23,7 @@ from multiexit_nb.export import (
     segments,
     softmax,
 )
+from multiexit_nb.finished import FinishedNet, hub_class
 from multiexit_nb.inference import early_exit
 from multiexit_nb.models import create_model
 from multiexit_nb.outputs import Outputs
