@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['PARAMETERS', 'Setup', 'parameter', 'check_parameters', 'recipe_of', 'network', 'objective', 'teacher_run',
-           'check_network', 'writable', 'check_run_id', 'Experiment', 'prepare', 'run_experiment', 'launch', 'load',
-           'start']
+           'check_network', 'writable', 'check_run_id', 'Experiment', 'prepare', 'run_experiment', 'launch']
 
 # %% ../nbs/45_experiment.ipynb #c02
 import dataclasses, os, warnings
@@ -233,8 +232,10 @@ def prepare(parameters: dict, explicit: set = frozenset(),   # parameters by nam
     check_value("images_per_class", per_class, per_class != 1, "0 for all, or at least 2")
     num_classes, size = dataset_info(p["dataset"], image_size=p["image_size"] or None)
     check_network(p, recipe, device, num_classes, size, coming)
-    if run and run.checkpoint.exists():
-        load_checkpoint(run.checkpoint)      # whether it can be read
+    if run:
+        run.check_resume(steering=True)          # who steers is known when it is started
+        if run.checkpoint.is_file():
+            load_checkpoint(run.checkpoint)      # whether it can be read
     return Experiment(p | dataclasses.asdict(recipe), recipe, device, num_classes, size, run)
 
 # %% ../nbs/45_experiment.ipynb #start
@@ -293,15 +294,3 @@ def launch(p: dict, num_processes: int, explicit: set = frozenset()):
     "Run an experiment by several processes started from this kernel."
     from accelerate import notebook_launcher
     notebook_launcher(run_experiment, (p, explicit, False), num_processes=num_processes)
-
-# %% ../nbs/45_experiment.ipynb #compat
-def load(e: Experiment) -> Splits:
-    "As `e.load()`."
-    return e.load()
-
-def start(e: Experiment, data: Splits):  # noqa: F811
-    "Network and method of an experiment; a new run gets its folder now."
-    net, method = e.build(data)
-    if e.run is None:
-        e.make_run(data)
-    return net, method

@@ -117,6 +117,9 @@ def check_msdnet(a: dict):   # the arguments of `msdnet`
     for k, known in dict(step_mode=("even", "lin_grow"), prune=("max", "min"), stem=("auto", "cifar", "imagenet")).items():
         if a[k] not in known: raise unknown(k, a[k], known)
     for k in ("num_exits", "base", "step", "channels", "growth"): check_value(k, a[k], whole(a[k]), "a whole number > 0")
+    clear = a["stem"] != "auto" or a["image_size"] <= 64
+    check_value("stem", a["stem"], clear, "for images above 64 pixels one of the networks made for them (msdnet_hdkd_imagenet, "
+                "msdnet_dbt_imagenet), or 'imagenet' with scales and widths of your own: those of msdnet are CIFAR's")
     scales = a["scale_widths"]
     for k in ("scale_widths", "bottlenecks"):
         ok = all(isinstance(v, (list, tuple)) for v in (a[k], scales)) and len(a[k]) == len(scales) > 0 and all(map(whole, a[k]))
@@ -133,12 +136,12 @@ def msdnet(image_size, *,
            scale_widths: tuple = (1, 2, 4),                    # one per scale, fine to coarse
            bottlenecks: tuple = (1, 2, 4),                     # bottleneck factor per scale
            reduction: float = 0.5, prune: str = "max",         # transitions, and when scales are given up ("max", "min")
-           stem: str = "auto",                                 # "cifar", "imagenet", or by image size (above 64 pixels)
+           stem: str = "auto",                                 # "cifar" or "imagenet"; auto: CIFAR's, up to 64 pixels
            conv_bias: bool = False):
     "MSDNet with any number of exits, scales and channels."
     check_msdnet(locals())
     steps = steps_between_exits(num_exits, base, step, step_mode)
-    imagenet = stem == "imagenet" or (stem == "auto" and image_size > 64)
+    imagenet = stem == "imagenet"
     columns = _columns(steps, channels, growth, scale_widths, bottlenecks, reduction, prune, conv_bias)
     stages = [[next(columns) for _ in range(n)] for n in steps]
     stages[0].insert(0, Stem([channels*w for w in scale_widths], imagenet, conv_bias))
