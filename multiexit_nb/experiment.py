@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['PARAMETERS', 'Setup', 'parameter', 'check_parameters', 'recipe_of', 'network', 'objective', 'teacher_run',
-           'check_network', 'writable', 'check_run_id', 'Experiment', 'prepare', 'run_experiment', 'launch', 'load',
-           'start']
+           'check_network', 'writable', 'check_run_id', 'Experiment', 'prepare', 'run_experiment', 'launch']
 
 # %% ../nbs/45_experiment.ipynb #c02
 import dataclasses, os, warnings
@@ -295,17 +294,3 @@ def launch(p: dict, num_processes: int, explicit: set = frozenset()):
     "Run an experiment by several processes started from this kernel."
     from accelerate import notebook_launcher
     notebook_launcher(run_experiment, (p, explicit, False), num_processes=num_processes)
-
-# %% ../nbs/45_experiment.ipynb #compat
-def load(e: Experiment) -> Splits:
-    "As `e.load()`."
-    return e.load()
-
-def start(e: Experiment, data: Splits):  # noqa: F811
-    "Network and method of an experiment; a new run gets its folder now."
-    net, method = e.build(data)
-    if e.run is None:
-        e.make_run(data)
-    elif not e.run.finished:
-        e.run.hold()
-    return net, method

@@ -85,6 +85,7 @@ def test_stop_within_an_epoch_drops_it_and_finishes_the_run():
     s.stop()
     until(lambda: s.over)
     assert s.run.result["last_epoch"] == epoch and len(s.history.epoch.unique()) == epoch
+    assert s.run.steered == f"stopped at epoch {epoch} of 3" and "⚑ stopped" in widgets.run_text(s.run)
 
 
 def test_an_unfinished_run_goes_on_with_what_was_moved():
@@ -332,7 +333,7 @@ def says(page, text): page.wait_for_function("t => document.body.innerText.inclu
 def test_train_in_jupyterlab(jupyter, theme, tmp_path):
     with notebook(jupyter, f"train-{theme}.ipynb", theme) as (page, errors, elsewhere):
         page.wait_for_selector("button:has-text('Start')", timeout=60_000)
-        page.locator(".widget-text:has-text('images per class') input").fill("40")
+        page.locator(".widget-text:has-text('per class') input").fill("40")
         page.keyboard.press("Tab")
         press(page, "Start")
         page.wait_for_function("(document.querySelectorAll('.js-plotly-plot')[0].data[0] || {x: []}).name == 'exit 1'", timeout=60_000)
@@ -344,7 +345,7 @@ def test_train_in_jupyterlab(jupyter, theme, tmp_path):
         slider = page.locator(".widget-slider:has-text('α') .noUi-handle")
         slider.focus()
         for _ in range(3): page.keyboard.press("ArrowRight")
-        page.wait_for_function("[...document.querySelectorAll('.js-plotly-plot .annotation-text')].some(e => e.textContent.includes('α 3'))", timeout=20_000)
+        says(page, "α 3 → 3.3")
         press(page, "Go on")
         page.wait_for_timeout(4000)
         page.screenshot(path=tmp_path/f"train-{theme}.png")
@@ -357,7 +358,7 @@ def test_train_in_jupyterlab(jupyter, theme, tmp_path):
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_exits_in_jupyterlab(jupyter, theme, tmp_path):
     with notebook(jupyter, f"exits-{theme}.ipynb", theme, height=2300) as (page, errors, elsewhere):
-        says(page, "Overthinking")
+        says(page, "overthinking")
         shares = "document.querySelectorAll('.js-plotly-plot')[0]"
         page.wait_for_function(f"({shares} || {{}}).data && {shares}.data.length == 1", timeout=60_000)
         before = page.evaluate(f"[...({shares}.data[0].y._inputArray || {shares}.data[0].y)].join()")
