@@ -161,6 +161,10 @@ def check_msdnet(a: dict):   # the arguments of `msdnet`
     even = all(g*w % 2 == 0 for w in scales[1:])
     check_value("growth", g, even, "an even number of new channels on all scales but the finest")
     check_value("reduction", r, isinstance(r, int | float) and 0 <= r <= 1, "from 0 (no transitions) to 1")
+    clear = a["stem"] != "auto" or a["image_size"] <= 64
+    check_value("stem", a["stem"], clear, "for images above 64 pixels one of the networks made for them "
+                "(msdnet_hdkd_imagenet, msdnet_dbt_imagenet), or 'imagenet' with scales and widths of your own: "
+                "those of msdnet are CIFAR's")
 
 # %% ../nbs/21_msdnet.ipynb #msdnet-b
 def msdnet(image_size, *,
@@ -172,12 +176,12 @@ def msdnet(image_size, *,
            bottlenecks: tuple = (1, 2, 4),      # bottleneck factor per scale
            reduction: float = 0.5,              # of the channels by a transition; 0: there are none
            prune: str = "max",                  # when scales are given up: "max" or "min"
-           stem: str = "auto",                  # "cifar", "imagenet", or by image size (above 64 pixels)
+           stem: str = "auto",                  # "cifar" or "imagenet"; auto: CIFAR's, up to 64 pixels
            conv_bias: bool = False):
     "MSDNet with any number of exits, scales and channels."
     check_msdnet(locals())
     steps = steps_between_exits(num_exits, base, step, step_mode)
-    imagenet = stem == "imagenet" or (stem == "auto" and image_size > 64)
+    imagenet = stem == "imagenet"
     columns = _columns(steps, channels, growth, scale_widths, bottlenecks, reduction, prune, conv_bias)
     stages = [[next(columns) for _ in range(n)] for n in steps]
     stages[0].insert(0, Stem([channels*w for w in scale_widths], imagenet, conv_bias))

@@ -1,7 +1,9 @@
-"""Damaged, swapped, deleted and unreadable files of a run: each reading gives what was written, or one line."""
+"""Damaged, swapped and deleted files of a run: each reading gives what was written, or one line."""
 import json
 import os
+import random
 import shutil
+import signal
 import subprocess
 import sys
 import textwrap
@@ -10,16 +12,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from lab_page import until
 
 from multiexit_nb import experiment, files
 from multiexit_nb.core import InputError, atomic_write
 from multiexit_nb.runs import Run, damaged_runs, list_runs, whole_runs
 from multiexit_nb.training import load_checkpoint
 
-PARAMETERS = dict(dataset="digits", images_per_class=14, model="tiny", exits="sepconv", method="mate", epochs=3, batch_size=64,
-                  precision="fp32", channels_last="false", device="cpu")
-FILES = ("params.json", "history.csv", "result.json", "events.csv", "checkpoint.pt", "weights.safetensors", "outputs.safetensors",
-         "manifest.json")
+PARAMETERS = dict(dataset="digits", images_per_class=14, model="tiny", exits="sepconv", method="mate", epochs=3,
+                  batch_size=64, precision="fp32", channels_last="false", device="cpu")
+FILES = ("params.json", "history.csv", "result.json", "events.csv", "checkpoint.pt", "weights.safetensors",
+         "outputs.safetensors", "manifest.json")
 
 
 def trained(folder: Path, id: str, **changes) -> Path:
@@ -165,8 +168,9 @@ def test_a_run_without_a_manifest_loads_as_before(whole, tmp_path):
         Run.load(old)
 
 
-NO_RUN = ["{}", "[]", "null", '{"parameters": null}', '{"parameters": []}', "["*100_000, '{"parameters": {"epochs": 1' + "0"*5000 + "}}",
-          '{"parameters": {"seed": true}}', '{"parameters": {"method_args": []}}', "\x00", "\xff\xfe", '{"parameters": {}, "record": 7}']
+NO_RUN = ["{}", "[]", "null", '{"parameters": null}', '{"parameters": []}', '{"parameters": {}, "record": 7}',
+          '{"parameters": {"epochs": 1' + "0"*5000 + "}}", '{"parameters": {"seed": true}}',
+          '{"parameters": {"method_args": []}}', "["*100_000, "\x00", "\xff\xfe"]
 
 
 @pytest.mark.parametrize("text", NO_RUN, ids=[str(i) for i in range(len(NO_RUN))])
@@ -224,10 +228,11 @@ def test_a_file_whose_writing_was_killed_is_the_old_or_the_new_one(moment, tmp_p
     run = Run.create({}, "mine")
     run.write("a.csv", lambda tmp: tmp.write_text("one"))
     calls, replace = [], os.replace
+    fatal = {"before the manifest": 1, "before the file": 2, "after the file": 0}[moment]
 
     def killed(a, b):
         calls.append(Path(b).name)
-        if moment != "after the file" and len(calls) == dict(zip(("before the manifest", "before the file"), (1, 2), strict=True))[moment]:
+        if len(calls) == fatal:
             raise KeyboardInterrupt
         replace(a, b)
     with monkeypatch.context() as m:
@@ -296,8 +301,8 @@ def test_a_write_that_fails_leaves_nothing(tmp_path):
 # ---- two at one run ----
 
 def python(code: str, **env) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-c", textwrap.dedent(code)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-                            cwd=Path(__file__).parent.parent, env={**os.environ, **env})
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parent.parent, env={**os.environ, **env})
 
 
 def test_a_run_that_another_program_writes_is_not_gone_on_with():
@@ -394,3 +399,96 @@ def test_a_run_steered_by_hand_says_so(whole, tmp_path):
         run.check_resume()
     run.check_resume(steering=True)
     assert list_runs().note.tolist() == ["stopped at epoch 3 of 3, lr moved at epoch 2.5"]
+
+
+def test_a_steered_run_is_not_gone_on_with_by_the_command_line(whole, tmp_path):
+    run = unfinished(whole, tmp_path)
+    run.event(2.5, "lr", 0.1, 0.02)
+    with pytest.raises(InputError, match="steered by hand"):
+        experiment.run_experiment({**PARAMETERS, "resume": "mine"}, {"resume"}, bar=False)
+    experiment.prepare({**PARAMETERS, "resume": "mine"}, {"resume"})
+
+
+def test_the_second_of_two_resumes_says_so_before_any_data(whole, tmp_path, monkeypatch):
+    unfinished(whole, tmp_path)
+    p = python("""
+        from multiexit_nb.runs import Run
+        run = Run.load("mine")
+        run.hold()
+        print("held", flush=True)
+        input()
+        """)
+    assert p.stdout.readline() == "held\n"
+    monkeypatch.setattr("multiexit_nb.runs.load_dataset", lambda *a, **k: pytest.fail("data were loaded"))
+    try:
+        with pytest.raises(InputError, match="run mine is being written by another program"):
+            experiment.run_experiment({**PARAMETERS, "resume": "mine"}, {"resume"}, bar=False)
+    finally:
+        p.kill()
+        p.wait()
+
+
+def unfinished(whole, tmp_path) -> Run:
+    "A copy of the run without its result."
+    mine = tmp_path/"runs"/"mine"
+    shutil.copytree(whole[0], mine)
+    for name in ("result.json", "events.csv"):
+        (mine/name).unlink()
+    known = json.loads((mine/"manifest.json").read_text())
+    kept = {k: v for k, v in known.items() if k not in ("result.json", "events.csv")}
+    (mine/"manifest.json").write_text(json.dumps(kept))
+    return Run.load("mine")
+
+
+# ---- killed and interrupted ----
+
+TRAININGS = dict(plain=dict(method="mate"), phases=dict(method="imta"), hdkd=dict(method="hdkd", images_per_class=40),
+                 unlabelled=dict(method="dbt", images_per_class=20))
+
+
+def program(folder: Path, *arguments) -> subprocess.Popen:
+    "The command line, which hears Ctrl-C also where a shell started these tests in the background."
+    given = [x for k, v in PARAMETERS.items() for x in ("-p", k, str(v))] if "resume" not in arguments else []
+    command = [sys.executable, "-m", "multiexit_nb.trainer", *given, *map(str, arguments)]
+    return subprocess.Popen(command, cwd=Path(__file__).parent.parent, env={**os.environ, "MULTIEXIT_RUNS": str(folder)},
+                            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_in_one_line_and_130_and_goes_on(tmp_path):
+    p = program(tmp_path, "-p", "run_id", "mine", "-p", "epochs", 200)
+    until(lambda: (tmp_path/"mine"/"history.csv").exists())
+    p.send_signal(signal.SIGINT)
+    _, err = p.communicate(timeout=60)
+    assert p.returncode == 130 and err.count("interrupted: `-p resume") == 1 and "Traceback" not in err
+    Run.load(tmp_path/"mine").check_resume()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", TRAININGS)
+def test_killed_at_any_point_and_gone_on_gives_the_same_weights(kind, tmp_path, record_property):
+    "KILLS (25 for each kind of training) times kill -9 at random points of the real program."
+    rng, given = random.Random(kind), [x for k, v in TRAININGS[kind].items() for x in ("-p", k, v)]
+    straight = program(tmp_path/"straight", *given, "-p", "run_id", "mine", "-p", "epochs", 6)
+    assert straight.wait(timeout=300) == 0, straight.stderr.read()
+    right = Run.load(tmp_path/"straight"/"mine").weights()
+    kills, rounds = 0, 0
+    while kills < int(os.environ.get("KILLS", "25")):
+        folder, rounds = tmp_path/f"round {rounds}", rounds + 1
+        p = program(folder, *given, "-p", "run_id", "mine", "-p", "epochs", 6)
+        until(lambda f=folder: (f/"mine"/"params.json").exists())
+        while True:
+            try:
+                p.wait(timeout=rng.uniform(0.01, 8))
+                assert p.returncode == 0, p.stderr.read()
+                break
+            except subprocess.TimeoutExpired:
+                p.kill()
+                p.wait()
+                kills += 1
+            p = program(folder, "-p", "resume", "mine")
+        again = Run.load(folder/"mine")
+        assert again.finished and not list(again.path.glob(".*.tmp"))
+        assert all(torch.equal(v, right[k]) for k, v in again.weights().items())
+    record_property("kills", kills)

@@ -16,7 +16,7 @@ from lab_page import until
 from multiexit_nb import experiment, sweep, workers
 from multiexit_nb.core import InputError
 from multiexit_nb.grid import Cell, RunsFolder, cells, read_grid
-from multiexit_nb.runs import Run
+from multiexit_nb.runs import Run, check_id
 from multiexit_nb.sweep import Sweep, checked
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -104,6 +104,48 @@ def test_wrong_grids_are_one_line_before_anything_starts(wrong, says, tmp_path, 
         assert sweep.main([str(tmp_path/"g.yaml")]) == 1
         err = capsys.readouterr().err
         assert err.startswith("InputError: ") and err.count("\n") == 1
+
+
+NO_GRID = ["base: [1]", "base: words", "runs: words", "runs: [a]", "runs: {a: 1}", "grid: [1]", "grid: words", "grid: {seed: 3}", "1: 2",
+           "base: {1: 2}", "runs: [{method_args: 3}]", "base: {method_args: [1]}", "- 1", "3", "", "base: {lr: 1e400}", "\x00"]
+
+
+@pytest.mark.parametrize("text", NO_GRID)
+def test_maps_that_are_none_are_one_line(text, tmp_path):
+    (tmp_path/"g.yaml").write_text(text)
+    with pytest.raises(InputError) as e:
+        checked(read_grid(tmp_path/"g.yaml"))
+    assert "\n" not in str(e.value)
+
+
+def test_every_cell_of_every_grid_has_an_id_that_a_run_can_have():
+    files = [*(ROOT/"data").glob("sweeps/*/*.yaml")]
+    ids = [c.id for f in files for c in cells(read_grid(f))]
+    assert any("+" in i for i in ids) and all(check_id(i) == i for i in ids)
+
+
+def test_a_cohort_is_trained_in_a_sweep(tmp_path):
+    "Its name has a plus, and so has its run's."
+    p = dict(dataset="digits", images_per_class=14, epochs=1, batch_size=64, precision="fp32", channels_last="false", exits="none")
+    s = Sweep(dict(base=p, runs=[dict(method="dml", model="resnet8+resnet8")]), tmp_path/"runs").run(1)
+    assert s.counts() == {"finished": 1} and "resnet8+resnet8" in s.cells[0].id
+
+
+def test_a_damaged_run_is_a_failed_cell_with_its_line(stand_in):
+    s = Sweep(grid(("mate",), (0,)), stand_in).run(1, every=0.05)
+    (stand_in/s.cells[0].id/"manifest.json").write_text('{"result.json": ["x"]}')
+    (stand_in/s.cells[0].id/"result.json").unlink()
+    again = Sweep(grid(("mate",), (0,)), stand_in)
+    assert again.counts() == {"failed": 1} and "result.json is damaged: it is missing" in again.error(again.cells[0])
+
+
+def test_a_cluster_started_here_is_not_open_to_all():
+    pytest.importorskip("dask_jobqueue")
+    with pytest.warns(UserWarning, match="open: who reaches its port can run code"):
+        open_to_all = workers.secured(dict(queue="gpu", security=False))
+    assert open_to_all["scheduler_options"]["dashboard_address"] == "127.0.0.1:0" and "security" not in open_to_all
+    safe = workers.secured(dict(security=True, scheduler_options=dict(host="10.0.0.1")), "shared")
+    assert safe["security"] is True and safe["shared_temp_directory"] == "shared" and safe["scheduler_options"]["host"] == "10.0.0.1"
 
 
 def test_not_yaml(tmp_path, capsys):
