@@ -460,6 +460,13 @@ def test_wrong_cuts_are_one_line(make, at, kw, message):
     assert message in str(e.value) and "\n" not in str(e.value)
 
 
+def test_the_free_msdnet_asks_for_scales_where_images_are_large():
+    "It would have ImageNet's stem with the scales and widths of CIFAR."
+    with pytest.raises(InputError, match="stem='auto': expected .*msdnet_hdkd_imagenet"):
+        create_model("msdnet", 10, 224)
+    assert on_meta("msdnet", "{}", 10, 224, stem="imagenet").image_size == 224
+
+
 @pytest.mark.parametrize("name", ["swin_t", "swin_v2_t"])
 def test_maps_with_their_channels_last_are_refused(name):
     "Heads on (B, H, W, C) would be built over the height."
