@@ -111,7 +111,7 @@ register_backbone = Registry("model")
 
 # %% ../nbs/20_backbones.ipynb #init-weights
 def init_weights(module: nn.Module) -> nn.Module:
-    "torchvision's initialisation: He (fan out) for convolutions, 1 and 0 for normalisation, not for depthwise."
+    "torchvision's initialisation: He (fan out) for convolutions, 1 and 0 for normalisation."
     for m in module.modules():
         if isinstance(m, nn.Conv2d) and not (m.groups == m.in_channels > 1):
             nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")
