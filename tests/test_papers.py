@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from multiexit_nb import arms, experiment, sweep
 from multiexit_nb.analysis import published as pub
 from multiexit_nb.core import InputError
+from multiexit_nb.methods import CHANGES
 from multiexit_nb.parameters import cell_parameters
 from multiexit_nb.recipe import Recipe
 from multiexit_nb.runs import Run
@@ -79,7 +80,7 @@ def stand_in(folder: Path, cell, number: int):
     top = [50. + m + number % 7 for m in range(M)]
     test = dict(top1=top, top5=[x + 20 for x in top], anytime=top)
     result = dict(select=p["select"], selected_epoch=p["epochs"], last_epoch=p["epochs"], test=test, test_last=test, seconds=1.)
-    (path/"params.json").write_text(json.dumps(dict(parameters=p, started=f"{number:05}", epochs=p["epochs"], **facts)))
+    (path/"params.json").write_text(json.dumps(dict(parameters=p, changes=CHANGES, started=f"{number:05}", epochs=p["epochs"], **facts)))
     (path/"result.json").write_text(json.dumps(result))
     (path/"history.csv").write_text(history(M, p["epochs"]))
     g = torch.Generator().manual_seed(number)
@@ -87,7 +88,7 @@ def stand_in(folder: Path, cell, number: int):
     save_file(outputs | {f"{s}.labels": torch.arange(40) % 8 for s in ("val", "test")}, path/"outputs.safetensors")
 
 
-@pytest.fixture(scope="module", params=["full", "quick"])
+@pytest.fixture(scope="module", params=[pytest.param("full", marks=pytest.mark.slow), "quick"])
 def standing(request, tmp_path_factory):
     "(kind, index of stand-ins for all grids of that kind, id of a cell → its parameters)."
     kind, folder = request.param, tmp_path_factory.mktemp(request.param)

@@ -68,7 +68,8 @@ def stand_in(form: Form, p: dict) -> dict | None:
     if instead is None or model is None or teacher and taught is None:
         return None
     dropped = {"recipe", "select", *(["images_per_class", "image_size"] if instead != data else [])}
-    out = {k: v for k, v in p.items() if k not in dropped} | dict(recipe="default", model=model) | form.changes
+    kept = {k: v for k, v in p.items() if k not in dropped}
+    out = kept | dict(recipe="default", model=model) | form.changes
     if "model_args" in p and "model_args" in form.changes:
         out["model_args"] = form.changes["model_args"] | p["model_args"]
     if instead != data:
@@ -92,7 +93,7 @@ class Paper:
     flatters: bool = False       # whether it reports the best test epoch
     why_not: dict = field(default_factory=dict)     # spelling → why no run fills it
     items: dict = field(default_factory=dict)       # "table 2", "figure 5" → Item
-    scores: dict = field(default_factory=dict)      # metric → what a run has for a row, where this paper has its own
+    scores: dict = field(default_factory=dict)      # metric → what a run has for a row, if read in its own way
 
     def __post_init__(self):
         _PAPERS[self.name] = self
@@ -145,9 +146,11 @@ def table_arms(paper: Paper, number: str) -> list[Arm]:
 def declare_table(paper: Paper, number: str, full: Form, quick: Form, more=(), note: str = ""):
     "A table of the paper; `more` are arms beside those that its rows name."
     arms = [*table_arms(paper, number), *more]
-    paper.items[f"table {number}"] = Item(paper, f"table {number}", "", arms, dict(full=full, quick=quick), None, note)
+    paper.items[f"table {number}"] = Item(paper, f"table {number}", "", arms, dict(full=full, quick=quick),
+                                          None, note)
 
-def declare_figure(paper: Paper, number: str, shows: str, arms: list, full: Form, quick: Form, note: str = ""):
+def declare_figure(paper: Paper, number: str, shows: str, arms: list, full: Form, quick: Form,
+                   note: str = ""):
     "Decorator: a figure of the paper, and the function that draws it."
     def declare(draw):
         name = f"figure {number}"
@@ -238,7 +241,8 @@ def _recipe_apart(one: Identity) -> tuple[frozenset, frozenset]:
 def own_form(item: Item, runs, instead: dict) -> Form:    # e.g. {"cifar100": "digits", "vgg16": "tiny"}
     "The form with a user's stand-ins: the recipe is the one that most arms have runs of."
     index = by_identity(runs)
-    asked = {k.replace("(500)", "").replace("(full)", "") if k in item.paper.full else k: v for k, v in instead.items()}
+    full = {name: name.partition("(")[0] for name in item.paper.full}
+    asked = {full.get(k, k): v for k, v in instead.items()}
     form = Form("", instead=asked)
     wanted = set()
     for a in item.arms_in(form):
@@ -275,7 +279,8 @@ def form_words(item: Item, form: Form) -> str:
 
 # %% ../../nbs/59_published.ipynb #cost-of
 @cache
-def _costs(network: str, method: str, num_classes: int, image_size: int) -> tuple[list, list]:    # both as JSON
+def _costs(network: str, method: str,      # parameters, as JSON
+           num_classes: int, image_size: int) -> tuple[list, list]:
     p = json.loads(network)
     with torch.device("meta"):
         net = experiment.network(p, num_classes, image_size)
@@ -287,7 +292,7 @@ def _costs(network: str, method: str, num_classes: int, image_size: int) -> tupl
     return net.cost(), net.cost(earlier_heads=True)
 
 def cost_of(run: Run) -> tuple[list, list]:
-    "What each exit of a run's network costs: alone, and with the heads before it; counted without its weights."
+    "What each exit of a run's network costs: alone, and with the heads before it."
     p, about = run.parameters, run.about
     network, method = (json.dumps({k: p[k] for k in keys if k in p}, sort_keys=True)
                        for keys in (("model", "exits", "model_args"), ("method", "preset", "method_args")))
@@ -319,7 +324,7 @@ def _budgeted(run: Run, row) -> float | None:
     curve = budgeted_batch(val, test, cost).sort_values("cost")
     budget = 1e6*float(re.search(r"[\d.]+", row.note).group())
     cheapest = curve.cost.min()
-    if 0.9*cost[0] < budget < cheapest:      # it pays for the first exit: "~6.9M" is the cheapest point there is
+    if 0.9*cost[0] < budget < cheapest:      # it pays for the first exit: the cheapest point there is
         budget = cheapest
     inside = cheapest <= budget <= curve.cost.max()
     return float(np.interp(budget, curve.cost, curve.top5)) if inside else None
@@ -359,7 +364,7 @@ def _ours(paper: Paper, row, runs: list[Run]) -> dict:
     return dict(ours=mean, ours_std=pm, n=len(values), runs=" ".join(r.id for r in runs) if values else "")
 
 def fill(item: Item, rows, runs, form: Form):
-    "Published rows of accuracies with ours beside: ours, ours_std, n, runs (their ids); NaN where no run counts."
+    "Published rows with ours beside: ours, ours_std, n, runs (their ids); NaN where no run counts."
     import pandas as pd
     places = {}
     for f in find(item, runs, form):
@@ -399,7 +404,8 @@ def fill_costs(rows):
     return rows.assign(ours=[ours(r) for r in rows.itertuples()], ours_std=np.nan, n=0, runs="")
 
 # %% ../../nbs/59_published.ipynb #paper-rows
-def paper_rows(paper: str, table, runs=None, form: str = "full", instead: dict | None = None, ours: bool = True):
+def paper_rows(paper: str, table, runs=None, form: str = "full", instead: dict | None = None,
+               ours: bool = True):
     "The rows of a published table with ours beside (empty if not `ours`); `runs` as for `finished_runs`."
     import pandas as pd
     item = item_of(paper, f"table {table}")
@@ -422,11 +428,12 @@ def table_notes(item: Item, rows, index: RunIndex, form: Form) -> tuple:
     known = {r.id: r for rs in index.found.values() for r in rs}
     run = [known[i] for i in sorted(set(" ".join(scored.runs).split()))]
     if paper.flatters and len(scored):
-        notes.append(f"{paper.name.upper()} reports the epoch with the best test accuracy of the last exit, which flatters.")
+        notes.append(f"{paper.name.upper()} reports the epoch with the best test accuracy, which flatters.")
     if run:
         how = sorted({f"{r.result['last_epoch']} epochs, selected by {r.result['select']}" for r in run})
         kind = "se" if scored.note.str.contains("1.96").any() else "std"
-        spreads = "standard deviation over epochs" if (scored.metric == "learning_gap_pp").any() else SPREADS[kind]
+        gaps = (scored.metric == "learning_gap_pp").any()
+        spreads = "standard deviation over epochs" if gaps else SPREADS[kind]
         notes += [f"Ours: {', '.join(how)}.", f"Ours ± {spreads}, {seeds_note(scored.n[scored.n > 0])}"]
     if item.note:
         notes.append(item.note)
@@ -434,7 +441,8 @@ def table_notes(item: Item, rows, index: RunIndex, form: Form) -> tuple:
         notes.append("Costs and parameters: counted in our networks as the paper counts.")
     notes += [f"{m}: {paper.why_not[m]}." for m in dict.fromkeys(rows.method) if m in paper.why_not]
     if form.quick:
-        notes.append(f"{form_words(item, form).capitalize()}. Compare the order of the methods, not the numbers.")
+        words = form_words(item, form).capitalize()
+        notes.append(f"{words}. Compare the order of the methods, not the numbers.")
     if (rows.value.isna() & (rows.note != "")).any():
         notes.append("Some published numbers cannot be used: data/published says which and why.")
     return tuple(notes)
@@ -446,10 +454,12 @@ def _sorted_rows(body, keys: list):
     "Rows in the order they come; exits 1, 2, 3, main."
     def place(e):
         return (not str(e).isdigit(), int(e) if str(e).isdigit() else 0)
-    order = {k: sorted(set(body[k]), key=place) if k == "exit" else list(dict.fromkeys(body[k])) for k in keys}
+    order = {k: sorted(set(body[k]), key=place) if k == "exit" else list(dict.fromkeys(body[k]))
+             for k in keys}
     if not keys:
         return body
-    return body.sort_values(keys, key=lambda c: c.map({v: i for i, v in enumerate(order[c.name])}), kind="stable")
+    return body.sort_values(keys, key=lambda c: c.map({v: i for i, v in enumerate(order[c.name])}),
+                            kind="stable")
 
 def layout(body, keys: list, across: str, show):
     "Cells of a published table: rows by `keys` and source, columns by `across`."
@@ -462,7 +472,8 @@ def layout(body, keys: list, across: str, show):
             value, pm = _LINES[name]
             if name == "difference" and len(show) > 1 and not np.isfinite(g.ours.to_numpy(float)).any():
                 continue
-            cells = [number(at[c][value], at[c][pm] if pm else np.nan, sign=name == "difference") if c in at else "–"
+            cells = [number(at[c][value], at[c][pm] if pm else np.nan, sign=name == "difference")
+                     if c in at else "–"
                      for c in columns]
             out[(*map(str, key if isinstance(key, tuple) else (key,)), name)] = cells
     names = [*({"model": "network", "note": "budget"}.get(k, k) for k in keys), "source"]
@@ -470,15 +481,17 @@ def layout(body, keys: list, across: str, show):
     return pd.DataFrame(list(out.values()), index=index, columns=columns)
 
 # %% ../../nbs/59_published.ipynb #with-cost
-_UNITS = dict(macs_M="multiply-adds (M)", macs_G="multiply-adds (G)", gflops="GFLOPs", params_M="parameters (M)",
-              top1="top-1 (%)", top5="top-5 (%)", top5_budgeted="top-5 (%)", learning_gap_pp="learning gap (pp)")
+_UNITS = dict(macs_M="multiply-adds (M)", macs_G="multiply-adds (G)", gflops="GFLOPs",
+              params_M="parameters (M)", top1="top-1 (%)", top5="top-5 (%)", top5_budgeted="top-5 (%)",
+              learning_gap_pp="learning gap (pp)")
 
 def _with_cost(cells, costs, show):
     "One more column: the cost of each exit, published and counted."
     at = {r.exit: r for r in costs.itertuples()}
     pick = dict(paper="value", ours="ours", difference="difference")
     where = cells.index.names.index("exit")
-    column = [number(getattr(at[i[where]], pick[i[-1]]), sign=i[-1] == "difference") if i[where] in at else "–"
+    column = [number(getattr(at[i[where]], pick[i[-1]]), sign=i[-1] == "difference")
+              if i[where] in at else "–"
               for i in cells.index]
     return cells.assign(**{_UNITS[costs.metric.iloc[0]]: column})
 
@@ -524,7 +537,8 @@ def paper_figure(paper: str, number, runs=None,       # as for `finished_runs`
     found = [f for f in arms if f.runs]
     if not found:
         folder = "quick" if made.quick else "full"
-        where = f": data/sweeps/{folder}/{made.grid}.yaml trains them" if isinstance(made.grid, str) and made.grid else ""
+        grids = made.grid.values() if isinstance(made.grid, dict) else [made.grid]
+        where = "".join(f": data/sweeps/{folder}/{g}.yaml trains them" for g in grids if g)
         raise InputError(f"figure {paper} {number} has none of its runs{where}")
     fig = item.draw(found, **kw)
     select = {r.result["select"] for f in found for r in f.runs}
@@ -536,7 +550,7 @@ def paper_figure(paper: str, number, runs=None,       # as for `finished_runs`
 
 # %% ../../nbs/59_published.ipynb #beside-papers
 def beside_papers(runs=None, form: str = "full", instead: dict | None = None):
-    "Published accuracies for which there are runs: paper, table, …, value, ours, difference, n. One row per number."
+    "Published accuracies for which there are runs, one row per number: …, value, ours, difference, n."
     import pandas as pd
     index, parts = by_identity(runs), []
     for paper, name in list_items("table"):
@@ -561,7 +575,7 @@ def grid_lines(arms: list[dict]) -> list[dict]:
             lines[_key(teacher)] = {"name": teacher["model"], **line}
             p = {**p, "method_args": {**p["method_args"], "teacher": teacher["model"]}}
         lines.setdefault(_key(p), p)
-    return [line for line in lines.values() if "name" in line] + [x for x in lines.values() if "name" not in x]
+    return sorted(lines.values(), key=lambda line: "name" not in line)
 
 def _product(lines: list[dict], key: str) -> tuple[list[dict], list]:
     "The lines without `key` and its values, where every line has every value; else the lines, and none."
@@ -577,7 +591,8 @@ def _product(lines: list[dict], key: str) -> tuple[list[dict], list]:
 def grid_files(kind: str) -> list[str]:    # "full" or "quick"
     "The names of all grids of a kind."
     forms = [p.items[n].forms[kind] for p in papers().values() for n in p.items]
-    return sorted({g for f in forms for g in (f.grid.values() if isinstance(f.grid, dict) else [f.grid]) if g})
+    named = [f.grid.values() if isinstance(f.grid, dict) else [f.grid] for f in forms]
+    return sorted({g for grids in named for g in grids if g})
 
 def items_of(kind: str, name: str) -> list[Item]:
     "The tables and figures that a grid trains."
@@ -625,7 +640,8 @@ def grid_of(kind: str, name: str) -> dict:
 # %% ../../nbs/59_published.ipynb #headline
 def _flow(value) -> str:
     import yaml
-    return yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10**6, allow_unicode=True).strip()
+    return yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10**6,
+                          allow_unicode=True).strip()
 
 def _headline(kind: str, name: str) -> list[str]:
     items = items_of(kind, name)
@@ -635,23 +651,25 @@ def _headline(kind: str, name: str) -> list[str]:
     words = dict.fromkeys(form_words(i, i.forms[kind]) for i in items)
     lines += [f"# {w.capitalize()}." for w in words if w]
     if kind == "full" and any(p.get("select") == "best-test" for p, _ in arms_of(kind, name)):
-        lines.append(f"# {paper.name.upper()} selects the epoch on the test set; so does select: best-test, which flatters.")
+        lines.append(f"# {paper.name.upper()} selects the epoch on the test set; so does select: best-test.")
     if paper.subsets:
-        lines.append("# Every seed draws its own labelled images (split_seed). No unlabelled images: unlabelled_ratio 0.")
+        lines.append("# Every seed draws its own labelled images (split_seed); unlabelled_ratio 0: no others.")
     return lines + [f"# Written by write_grids from nbs/papers/{paper.name}.ipynb: a change belongs there."]
 
 # %% ../../nbs/59_published.ipynb #grid-text
 def grid_text(kind: str, name: str) -> str:
     "The file of a grid."
     grid = grid_of(kind, name)
-    lines = [*_headline(kind, name), "base:", *(f"  {k}: {_flow({'v': v})[4:-1]}" for k, v in grid["base"].items())]
+    base = [f"  {k}: {_flow({'v': v})[4:-1]}" for k, v in grid["base"].items()]
+    lines = [*_headline(kind, name), "base:", *base]
     lines += ["runs:", *(f"  - {_flow(r)}" for r in grid["runs"])]
     lines += ["grid:", *(f"  {k}: {_flow(v)}" for k, v in grid["grid"].items())] if grid["grid"] else []
     return "\n".join(lines) + "\n"
 
 def write_grids(folder) -> list[Path]:
     "Write the grids of all papers into full/ and quick/ of a folder; returns the files."
-    files = [(Path(folder)/kind/f"{name}.yaml", grid_text(kind, name)) for kind in ("full", "quick") for name in grid_files(kind)]
+    files = [(Path(folder)/kind/f"{name}.yaml", grid_text(kind, name)) for kind in ("full", "quick")
+             for name in grid_files(kind)]
     for file, text in files:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)

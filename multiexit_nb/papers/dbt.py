@@ -10,8 +10,8 @@ __all__ = ['ALONE', 'paper', 'TABLE_1', 'TABLE_2', 'LINES', 'top5_by_budget', 't
 import numpy as np
 
 from ..analysis import compare, curves
-from ..analysis.published import (Arm, Form, Paper, budget_mode, cost_of, declare_figure, declare_table,
-                                             outputs_of)
+from ..analysis.published import (Arm, Form, Paper, budget_mode, cost_of, declare_figure,
+                                             declare_table, outputs_of)
 from ..arms import used
 from ..core import InputError
 from ..inference import budget_table, exit_table
@@ -33,9 +33,11 @@ paper = Paper(
 # %% ../../nbs/papers/dbt.ipynb #tables
 _SMALL = dict(epochs=8, batch_size=32, model_args=dict(num_exits=4, channels=8, growth=4))
 TABLE_1 = dict(full=Form("dbt_table_1", 5),
-               quick=Form("dbt_table_1", 2, {"imagenet(100)": "digits(30)", "msdnet_dbt_imagenet": "msdnet"}, _SMALL, False))
+               quick=Form("dbt_table_1", 2, {"imagenet(100)": "digits(30)",
+                                             "msdnet_dbt_imagenet": "msdnet"}, _SMALL, False))
 TABLE_2 = dict(full=Form("dbt_table_2", 5),
-               quick=Form("dbt_table_2", 2, {"cifar100(150)": "digits(40)", "msdnet_dbt_cifar": "msdnet"}, _SMALL, False))
+               quick=Form("dbt_table_2", 2, {"cifar100(150)": "digits(40)", "msdnet_dbt_cifar": "msdnet"},
+                          _SMALL, False))
 _BUDGETS = "Budget mode: the exit that is best on validation images within the budget."
 declare_table(paper, "1", **TABLE_1, note=_BUDGETS)
 declare_table(paper, "2", **TABLE_2, note=_BUDGETS)
@@ -95,24 +97,30 @@ def figure_6(found):
         raise InputError(f"figure dbt 6: run {run.id} logged no temperature")
     plain, tempered = (_confidence(run.history, n) for n in ("confidence", "tempered_confidence"))
     test = run.outputs("test")
-    at_end = tuple(float(test.confidence("max", temperature)[-1].mean()) for temperature in (None, float(t.iloc[-1])))
+    at_end = tuple(float(test.confidence("max", temperature)[-1].mean())
+                   for temperature in (None, float(t.iloc[-1])))
     fig = compare.plot_temperature(t, None if len(plain) else at_end, used(run, "mu"))
-    for name, series, dash in (("confidence at τ = 1", plain, "solid"), ("confidence at τ", tempered, "dash")):
+    for name, series, dash in (("confidence at τ = 1", plain, "solid"),
+                               ("confidence at τ", tempered, "dash")):
         if len(series):
-            fig.add_scatter(x=series.index, y=series.to_numpy(float), name=name, yaxis="y2", mode="lines", line_dash=dash)
+            fig.add_scatter(x=series.index, y=series.to_numpy(float), name=name, yaxis="y2", mode="lines",
+                            line_dash=dash)
     return fig
 
 # %% ../../nbs/papers/dbt.ipynb #figure-7
 _250 = paper.parameters("cifar100(250)", "msdnet_dbt_cifar", "dbt")
-_7 = [Arm(_250, dict(line="annealed"))] + [Arm({**_250, "method_args": dict(anneal=False, temperature=t)}, dict(line=f"T = {t:g}"))
-                                           for t in (1.0, 2.0, 4.0, 8.0)]
+_FIXED = [Arm({**_250, "method_args": dict(anneal=False, temperature=t)}, dict(line=f"T = {t:g}"))
+          for t in (1.0, 2.0, 4.0, 8.0)]
+_7 = [Arm(_250, dict(line="annealed")), *_FIXED]
 
 @declare_figure(paper, "7", "fixed temperatures and annealing", _7, Form("dbt_figure_7", 5),
-                Form("dbt_figure_7", 2, {"cifar100(250)": "digits(40)", "msdnet_dbt_cifar": "msdnet"}, _SMALL, False),
+                Form("dbt_figure_7", 2, {"cifar100(250)": "digits(40)", "msdnet_dbt_cifar": "msdnet"},
+                     _SMALL, False),
                 note="the paper does not print its fixed temperatures: 1, 2, 4 and 8 are assumed")
 def figure_7(found):
     "Budget mode and ensembles, a line per temperature."
-    fig = curves.Panels(["budget mode", "ensembles"], [f.line for f in found], "", "budget (exits)", "top-5 (%)")
+    fig = curves.Panels(["budget mode", "ensembles"], [f.line for f in found], "", "budget (exits)",
+                        "top-5 (%)")
     for f in found:
         for k, score in enumerate((top5_by_budget, top5_of_ensembles)):
             values = np.asarray([score(r) for r in f.runs])

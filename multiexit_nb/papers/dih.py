@@ -82,18 +82,21 @@ def figure_2(found, image: int = 0, temperature: float = 10.):
     names = [*(f"head {m}" for m in range(1, len(p))), "teacher", "mean"]
     fig = curves.panels(names, "", f"class (the image is of {label})", f"probability, τ = {temperature:g}")
     for k, (q, c) in enumerate(zip([*p, p.mean(0)], [*exit_colours(len(p)), GREY])):
-        fig.add_bar(x=list(range(len(q))), y=q.numpy(), name=names[k], marker_color=c, showlegend=False, row=1, col=k + 1)
+        fig.add_bar(x=list(range(len(q))), y=q.numpy(), name=names[k], marker_color=c, showlegend=False,
+                    row=1, col=k + 1)
     return fig
 
 # %% ../../nbs/papers/dih.ipynb #section-4-4
 _WHO = {"teacher alone": "kd", "mean of the heads": "dih(mean)", "every head": "dih"}
 _44 = [Arm(paper.parameters("cifar100", "resnet110>resnet8", m), dict(line=n)) for n, m in _WHO.items()]
 
-@declare_figure(paper, "4.4", "who teaches", _44, Form("dih_section_4_4"), _quick("cifar100", resnet8="resnet8", resnet110="resnet20"),
+@declare_figure(paper, "4.4", "who teaches", _44, Form("dih_section_4_4"),
+                _quick("cifar100", resnet8="resnet8", resnet110="resnet20"),
                 note="§4.4 names no networks: Res-110 and Res-8 are assumed")
 def section_4_4(found):
     "Top-1 of the student, a bar per kind of teacher."
     v = {f.line: [r.result["test"]["top1"][-1] for r in f.runs] for f in found}
     fig = figure("", "", "top-1 of the student (%)", showlegend=False)
-    return fig.add_bar(x=list(v), y=[np.mean(x) for x in v.values()], error_y=dict(array=[spread(x) for x in v.values()]),
+    return fig.add_bar(x=list(v), y=[np.mean(x) for x in v.values()],
+                       error_y=dict(array=[spread(x) for x in v.values()]),
                        marker_color=exit_colours(len(v)))

@@ -22,8 +22,10 @@ paper = Paper(
     base=dict(exits="conv", recipe="eed", select="best-test"), data=dict(cifar100={}, imagenet={}),
     spelling={"baseline": dict(method="baseline"), "branchynet": dict(method="branchynet")}
     | {f"dbt({d.upper()}, beta=0)": _with("dbt", "eed", d) for d in ("kl", "mse")}
-    | {f"byot({d.upper()}, beta={b})": _with("byot", "eed", d, beta=float(b)) for d in ("kl", "mse") for b in (0, 1)}
-    | {f"eed({d.upper()}, beta={b})": _with("eed", "default", d, beta=float(b)) for d in ("kl", "mse") for b in (0, 1)}
+    | {f"byot({d.upper()}, beta={b})": _with("byot", "eed", d, beta=float(b)) for d in ("kl", "mse")
+       for b in (0, 1)}
+    | {f"eed({d.upper()}, beta={b})": _with("eed", "default", d, beta=float(b)) for d in ("kl", "mse")
+       for b in (0, 1)}
     | {f"eed(teacher={' + '.join(t)})": _with("eed", "default", "mse", beta=0.0, **e) for t, e in (
         (("Main",), dict(teacher_exits=[4])),
         (("Exit1", "Main"), dict(teacher_exits=[1, 4])),
@@ -51,27 +53,32 @@ CE = dict(CE="branchynet")
 EED = {"EED": "eed(KL, beta=1)"}
 DBT = {"[19] DBT": "dbt(KL, beta=0)"}
 
-@declare_figure(paper, "2", "images right and wrong at the main exit and at an earlier one", _arms("resnet18", CE),
+@declare_figure(paper, "2", "images right and wrong at the main exit and at an earlier one",
+                _arms("resnet18", CE),
                 Form("eed_table_1"), _quick("eed_table_1", "resnet18"))
 def figure_2(found):
     "For each early exit: test images that both, one or none of it and the main exit classify correctly."
     run = found[0].runs[-1]
     out = run.outputs("test")
     answered, labels = out.answers.numpy(), out.labels.numpy()
-    pairs = {f"exit {m}": agreement.agreement(answered[m - 1], answered[-1], labels) for m in range(1, len(answered))}
-    return plot_right_wrong({name: [len(images) for images in cells.values()] for name, cells in pairs.items()})
+    pairs = {f"exit {m}": agreement.agreement(answered[m - 1], answered[-1], labels)
+             for m in range(1, len(answered))}
+    counts = {name: [len(images) for images in cells.values()] for name, cells in pairs.items()}
+    return plot_right_wrong(counts)
 
 # %% ../../nbs/papers/eed.ipynb #plot-right-wrong
 def plot_right_wrong(cells: dict):    # title → images: both right, exit only, main only, none
     "Two by two tables side by side: rows the exit, columns the main exit."
     fig = curves.panels(list(cells), "", "main exit", "exit", height=330)
     for k, (both, exit, main, none) in enumerate(cells.values(), 1):
-        fig.add_heatmap(z=[[both, exit], [main, none]], x=["right", "wrong"], y=["right", "wrong"], showscale=False,
+        fig.add_heatmap(z=[[both, exit], [main, none]], x=["right", "wrong"], y=["right", "wrong"],
+                        showscale=False,
                         texttemplate="%{z:.0f}", colorscale="Viridis", row=1, col=k)
     return fig.update_yaxes(autorange="reversed")
 
 # %% ../../nbs/papers/eed.ipynb #figure-3
-@declare_figure(paper, "3", "main exit and ensemble by epoch", _arms("resnet50", CE | EED), Form("eed_figures_3_5", 1),
+@declare_figure(paper, "3", "main exit and ensemble by epoch", _arms("resnet50", CE | EED),
+                Form("eed_figures_3_5", 1),
                 _quick("eed_figures_3_5", "resnet50", 1, 20))
 def figure_3(found):
     "Top-1 of main exit and ensemble, on training batches and on test images: a panel per method."
@@ -81,21 +88,24 @@ def figure_3(found):
     for k, f in enumerate(found):
         for name, (metric, split) in lines.items():
             x, v = compare.epochs_of([r.history for r in f.runs], metric, split=split)
-            if not len(v) and metric == "anytime_logits":       # runs made before it was recorded: the mean of probabilities
+            if not len(v) and metric == "anytime_logits":       # not recorded before: the mean of probabilities
                 x, v = compare.epochs_of([r.history for r in f.runs], "anytime", split=split)
             if len(v):
                 fig.line(k, name, x, v, smooth=True)
     return fig.fig
 
-@declare_figure(paper, "5", "main exit by epoch", _arms("resnet50", CE | DBT | EED), Form("eed_figures_3_5", 1),
-                _quick("eed_figures_3_5", "resnet50", 1, 20), note="the network, not printed, is taken to be Figure 3's")
+@declare_figure(paper, "5", "main exit by epoch", _arms("resnet50", CE | DBT | EED),
+                Form("eed_figures_3_5", 1),
+                _quick("eed_figures_3_5", "resnet50", 1, 20),
+                note="the network, not printed, is taken to be Figure 3's")
 def figure_5(found):
     "Top-1 of the main exit on test images, a line per method."
-    return compare.plot_runs(compare.by_epoch({f.line: [r.history for r in f.runs] for f in found}), exits=[-1])
+    return compare.plot_runs(compare.by_epoch({f.line: [r.history for r in f.runs] for f in found}),
+                             exits=[-1])
 
 # %% ../../nbs/papers/eed.ipynb #before-and-after
 def before_and_after(run: Run, most: int = 500) -> dict:
-    "RDMs of the main exit before and after its classifier, of equally many images of each class, `most` in all."
+    "RDMs of the main exit before and after its classifier, of equally many images of each class."
     out = run.outputs("test")
     classes, count = (x.numpy() for x in out.labels.unique(return_counts=True))
     if 2*len(classes) > most:
@@ -111,7 +121,8 @@ def before_and_after(run: Run, most: int = 500) -> dict:
     return {p: rdm.rdm(rdm.patterns(said, said.num_exits, p), labels, images=rows) for p in places}
 
 @declare_figure(paper, "4", "dissimilarity of images before and after the main exit's last layer; dark is alike",
-                _arms("vgg19", DBT | EED), Form("eed_figures_3_5", 1), _quick("eed_figures_3_5", "vgg19", 1, 20))
+                _arms("vgg19", DBT | EED), Form("eed_figures_3_5", 1),
+                _quick("eed_figures_3_5", "vgg19", 1, 20))
 def figure_4(found, most: int = 500):
     "A row per place, a column per method."
     made = {f.line: before_and_after(f.runs[-1], most) for f in found}

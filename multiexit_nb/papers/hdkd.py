@@ -7,7 +7,8 @@ __all__ = ['paper', 'DRAWN', 'figure_2']
 
 # %% ../../nbs/papers/hdkd.ipynb #c02
 from ..analysis import curves
-from ..analysis.published import Arm, Form, Paper, cost_of, declare_figure, declare_table, outputs_of
+from ..analysis.published import (Arm, Form, Paper, cost_of, declare_figure, declare_table,
+                                             outputs_of)
 from ..inference import budgeted_batch, combine_networks
 
 # %% ../../nbs/papers/hdkd.ipynb #paper
@@ -44,7 +45,8 @@ def _quick(grid: str, data: str, network: str, seeds: int = 2, exits: int = 4) -
 
 declare_table(paper, "1", Form("hdkd_table_1", 1), _quick("hdkd_table_2", "imagenet", "msdnet_hdkd_imagenet"))
 declare_table(paper, "2", Form("hdkd_table_2", 3), _quick("hdkd_table_2", "cifar100", "msdnet_hdkd_cifar"))
-declare_table(paper, "3", Form("hdkd_table_3", 1), _quick("hdkd_table_3", "imagenet(300)", "msdnet_hdkd_imagenet", 1))
+declare_table(paper, "3", Form("hdkd_table_3", 1),
+              _quick("hdkd_table_3", "imagenet(300)", "msdnet_hdkd_imagenet", 1))
 
 # %% ../../nbs/papers/hdkd.ipynb #figure-2
 DRAWN = ("msdnet", "dbt", "naive_dkd", "hmsdnet", "hdbt", "hdkd")
@@ -62,7 +64,8 @@ def figure_2(found, top: str = "top5"):
     "Accuracy against the average cost of an image: a panel per data set, a line per method."
     sets = list(dict.fromkeys(f.panel for f in found))
     lines = list(dict.fromkeys(f.line for f in found))
-    fig = curves.Panels(sets, lines, "", "average multiply-adds for one image", f"top-{top[3:]} (%)", shared=False)
+    fig = curves.Panels(sets, lines, "", "average multiply-adds for one image", f"top-{top[3:]} (%)",
+                        shared=False)
     for k, data in enumerate(sets):
         for name in lines:
             runs = [r for f in found if (f.panel, f.line) == (data, name) for r in f.runs]

@@ -10,7 +10,8 @@ __all__ = ['FINE', 'paper', 'OWN', 'VGG16', 'ALPHAS', 'OPTIMAL', 'TAUGHT', 'vari
 import torch
 
 from ..analysis import compare, curves, weights
-from ..analysis.published import Arm, Form, Paper, cost_of, declare_figure, declare_table, row_score
+from ..analysis.published import (Arm, Form, Paper, cost_of, declare_figure, declare_table,
+                                             row_score)
 from ..arms import dataset_of
 from ..core import InputError
 from ..models import create_model
@@ -30,8 +31,10 @@ paper = Paper(
         "dks": dict(method="dks"),
         "eed": dict(method="eed", preset="mate"),
         "mate": dict(method="mate", preset="paper"),
-        "mate(diverse alpha)": dict(method="mate", preset="paper", method_args=dict(alpha=[30.0, 5.0, 10.0, 10.0])),
-        "mate(no diverse teachers)": dict(method="mate", preset="paper", method_args=dict(diverse_teachers=False)),
+        "mate(diverse alpha)": dict(method="mate", preset="paper",
+                                    method_args=dict(alpha=[30.0, 5.0, 10.0, 10.0])),
+        "mate(no diverse teachers)": dict(method="mate", preset="paper",
+                                          method_args=dict(diverse_teachers=False)),
         "mate(alpha=best per exit)": None},
     counted=("sepconv", "msdnet", False), flatters=True)
 
@@ -45,8 +48,9 @@ def varied(model: str, method: str = "mate", **given) -> dict:
     p = paper.parameters("cifar100", model, method)
     return {**p, "method_args": args} if args else p
 
-ALPHAS = (0.1, 0.3, 1.0, 3.0, 5.0, 10.0, 30.0, 100.0)     # Figures 8 and 10; 5 is the optimum of exit 2 in §4.7.2
-OPTIMAL = [Arm(varied("vgg16", alpha=a), dict(dataset="cifar100", model_id="vgg16", method="mate(alpha=best per exit)"))
+ALPHAS = (0.1, 0.3, 1.0, 3.0, 5.0, 10.0, 30.0, 100.0)     # Figures 8 and 10; 5 is exit 2's optimum (§4.7.2)
+OPTIMAL = [Arm(varied("vgg16", alpha=a), dict(dataset="cifar100", model_id="vgg16",
+                                              method="mate(alpha=best per exit)"))
            for a in ALPHAS]
 
 # %% ../../nbs/papers/mate.ipynb #budgeted
@@ -69,16 +73,20 @@ _SMALL_MSDNET = dict(epochs=8, model_args=dict(num_exits=4, channels=8, growth=4
 declare_table(paper, "1", Form(), Form())
 declare_table(paper, "2", Form("mate_table_2"), Form("mate_table_2", **_TINY, changes=dict(epochs=10)))
 declare_table(paper, "3", Form("mate_table_3"),
-              Form("mate_table_3", instead=dict(tinyimagenet="digits", vgg16="tiny"), rest=False, changes=dict(epochs=10)))
+              Form("mate_table_3", instead=dict(tinyimagenet="digits", vgg16="tiny"), rest=False,
+                   changes=dict(epochs=10)))
 declare_table(paper, "4", Form("mate_table_4"), Form("mate_table_4", **_TINY, changes=dict(epochs=30)),
               note="± over epochs, as the paper has it; ours: the mean of that over seeds.")
-declare_table(paper, "5", Form("mate_tables_5_6"), Form("mate_tables_5_6", **_TINY, changes=dict(epochs=10)), OPTIMAL,
+declare_table(paper, "5", Form("mate_tables_5_6"),
+              Form("mate_tables_5_6", **_TINY, changes=dict(epochs=10)), OPTIMAL,
               note="Optimal: the best α for each exit by itself, chosen on the test set.")
 declare_table(paper, "6", Form("mate_tables_5_6"), Form("mate_tables_5_6", **_TINY, changes=dict(epochs=10)))
 declare_table(paper, "7", Form("mate_table_7"),
-              Form("mate_table_7", 2, dict(cifar100="digits", msdnet_mate_cifar="msdnet"), _SMALL_MSDNET, rest=False))
+              Form("mate_table_7", 2, dict(cifar100="digits", msdnet_mate_cifar="msdnet"), _SMALL_MSDNET,
+                   rest=False))
 declare_table(paper, "text 4.4.3", Form("mate_figure_5"),
-              Form("mate_figure_5", instead=dict(cub200="digits", resnet18="tiny"), rest=False, changes=dict(epochs=10)))
+              Form("mate_figure_5", instead=dict(cub200="digits", resnet18="tiny"), rest=False,
+                   changes=dict(epochs=10)))
 
 # %% ../../nbs/papers/mate.ipynb #figure-3
 def _one(model: str, methods, **labels) -> list[Arm]:
@@ -97,7 +105,8 @@ _FINE_ARMS = [Arm(paper.parameters(d, "resnet18", m), dict(line=m, panel=d))
               for d in ("cub200", "dogs", "aircraft") for m in ("branchynet", *TAUGHT)]
 
 @declare_figure(paper, "5", "accuracy by exit, fine-grained data sets", _FINE_ARMS, Form("mate_figure_5"),
-                Form("mate_figure_5", instead=dict(cub200="digits", resnet18="tiny"), rest=False, changes=dict(epochs=10)))
+                Form("mate_figure_5", instead=dict(cub200="digits", resnet18="tiny"), rest=False,
+                     changes=dict(epochs=10)))
 def figure_5(found):
     "A panel per data set, a line per method."
     sets = list(dict.fromkeys(f.panel for f in found))
@@ -124,11 +133,12 @@ def figure_7(found, epochs=(1, 11, 51, 300)):
 
 # %% ../../nbs/papers/mate.ipynb #against
 def against(found, x: str, exits=None, dash: float | None = None, log: bool = True):
-    "Accuracy against a hyperparameter, a panel per exit and network. Raises InputError for fewer than two values."
+    "Accuracy against a hyperparameter, a panel per exit. Raises InputError for fewer than two values."
     if len({f.x for f in found}) < 2:
         raise InputError(f"the runs have fewer than two values of {x}")
     rows = [(f.line, f.x, r.result["test"]["top1"]) for f in found for r in f.runs]
-    t = compare.sweep_table([(n, v, [top[m - 1] for m in exits or range(1, len(top) + 1)]) for n, v, top in rows])
+    chosen = [(n, v, [top[m - 1] for m in exits] if exits else top) for n, v, top in rows]
+    t = compare.sweep_table(chosen)
     fig = compare.plot_sweep(t, x, dash, log)
     if exits:
         for a, m in zip(fig.layout.annotations, exits):
@@ -144,8 +154,10 @@ def figure_8(found):
     return against(found, "α", exits=(1, 4), dash=3.)
 
 # %% ../../nbs/papers/mate.ipynb #figure-9
-_9 = [Arm(varied("vgg16", m, temperature=t), dict(line=m, x=t)) for m in TAUGHT for t in (1.0, 2.0, 3.0, 4.0, 5.0)]
-_10 = [Arm(varied("vgg16", alpha=a, weight_network=w), dict(line=w, x=a)) for w in ("attention", "gate") for a in ALPHAS]
+_9 = [Arm(varied("vgg16", m, temperature=t), dict(line=m, x=t)) for m in TAUGHT
+      for t in (1.0, 2.0, 3.0, 4.0, 5.0)]
+_10 = [Arm(varied("vgg16", alpha=a, weight_network=w), dict(line=w, x=a)) for w in ("attention", "gate")
+       for a in ALPHAS]
 
 @declare_figure(paper, "9", "accuracy against the temperature", _9, Form("mate_figure_9"),
                 Form("mate_figure_9", 2, **_TINY, changes=dict(epochs=10)),
