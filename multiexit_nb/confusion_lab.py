@@ -141,7 +141,7 @@ def take(self: ConfusionLab):
     "Take one run or two: stored answers and test images; nothing is computed by a network."
     for r in (self.picker.value, self.second.value):
         if r and r.id not in self.runs:
-            self.runs[r.id] = RunWithImages(r), agreement.answers(r.outputs("test"))
+            self.runs[r.id] = RunWithImages(r), r.outputs("test").answers.numpy()
     second = self.second.value or self.picker.value
     tested, beside = self.tested, self.runs[second.id][0]
     if beside is not tested:

@@ -294,13 +294,6 @@ class Outputs:
     def __len__(self) -> int:
         return len(self.labels)
 
-    # until every reader of `Run.outputs` has moved: what the dict of version 0.1 answered
-    def __contains__(self, name: str) -> bool:
-        return name in to_tensors(self)
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self.logits if name == "logits" else to_tensors(self)[name]
-
 # %% ../nbs/25_outputs.ipynb #outputs-answers
 @patch(as_prop=True)
 def answers(self: Outputs) -> Tensor:   # (M, N)

@@ -10,7 +10,7 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor
 
-from .. import inference
+from .. import policies
 from ..core import InputError
 from ..figures import GREY, MARKERS, exit_colours, figure
 from ..outputs import Outputs
@@ -48,7 +48,7 @@ class Leaving:
 def at(self: Leaving, thresholds) -> dict:   # M numbers, or one for all exits
     "exits (N,) from 1, shares (M,), average cost, top-1 (%)."
     one = isinstance(thresholds, int | float)
-    exits = inference.leaving_exits(self.values, (float(thresholds),)*self.num_exits if one else thresholds)
+    exits = policies.leaving_exits(self.values, (float(thresholds),)*self.num_exits if one else thresholds)
     shares = exits.bincount(minlength=self.num_exits + 1)[1:].double()/len(exits)
     top1 = 100*self.right.gather(0, exits[None] - 1).double().mean().item()
     return dict(exits=exits, shares=shares, cost=float(shares @ self.cost), top1=top1)
@@ -72,9 +72,9 @@ def thresholds(self: Leaving, budget: float) -> tuple:   # a share of the last e
     low, high = float(self.cost[0]), float(self.cost[-1])
     edge = 1e-3*(high - low)
     wanted = min(max(budget*high, low + edge), high - edge)
-    p = inference.p_for_cost(wanted, self.cost.tolist())
-    counts = inference.leaving_counts(inference.exit_fractions(p, self.num_exits), self.val_values.shape[1])
-    return inference.solve(self.val_values, counts)[0]
+    p = policies.p_for_cost(wanted, self.cost.tolist())
+    counts = policies.leaving_counts(policies.exit_fractions(p, self.num_exits), self.val_values.shape[1])
+    return policies.solve(self.val_values, counts)[0]
 
 @patch
 def threshold_for(self: Leaving, budget: float) -> float:
