@@ -133,7 +133,7 @@ def attach_exits(
     module: nn.Module,
     at,  # names of modules after which exits are added: ["layer1", "features.4", …]
     exits: str = "sepconv",  # one of `list_exits()`
-    num_classes: int | None = None,  # None: the last exit is the network's own classifier; else a new one
+    num_classes: int | None = None,  # None: the last exit is its own classifier; else a new one
     image_size: int = 32,
     **kw,  # options of the exits
 ) -> MultiExitNet:

@@ -47,10 +47,11 @@ class Backbone(nn.Module):
     def exit_input(self, x):
         return x  # what an exit sees of a stage's output
 
-    def upto(self, x, stage: int):
+    def upto(self, x, stage: int,          # the images, or with `done` what `upto` gave for that stage
+             done: int = 0):
         "The output of stage `stage`, running nothing deeper."
-        for s in range(stage):
-            x = self.stages[s](x)
+        for s in self.stages[done:stage]:
+            x = s(x)
         return x
 
     def forward(self, x: Tensor) -> list:
@@ -110,7 +111,7 @@ register_backbone = Registry("model")
 
 # %% ../nbs/20_backbones.ipynb #init-weights
 def init_weights(module: nn.Module) -> nn.Module:
-    "torchvision's initialisation: He (fan out) for convolutions, 1 and 0 for normalisation, not for depthwise."
+    "torchvision's initialisation: He (fan out) for convolutions, 1 and 0 for normalisation."
     for m in module.modules():
         if isinstance(m, nn.Conv2d) and not (m.groups == m.in_channels > 1):
             nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")

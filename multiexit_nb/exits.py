@@ -90,7 +90,7 @@ def preactivate(spec: ExitSpec) -> list:
 # %% ../nbs/24_exits.ipynb #sepconv
 @register_exit("sepconv")
 def sepconv(spec: ExitSpec, *, dropout: float | None = None):
-    "Separable convolutions along the backbone's path; `dropout` between the layers of VGG's classifier (0.5)."
+    "Separable convolutions along the backbone's path; `dropout` in VGG's classifier (0.5 by default)."
     hidden = spec.backbone.classifier_hidden
     check_value(
         "dropout", dropout, dropout is None or hidden, "none: this network's classifier is a single layer"

@@ -56,7 +56,7 @@ def kl(teacher: Tensor,               # (…, B, K) logits
        temperature: float | Tensor = 1.,
        t_squared: bool = True
       ) -> Tensor:                    # (…, B), nats · T², or nats
-    "T² · KL(teacher ‖ student) at temperature T, or without T², one value per sample; gradient flows to both."
+    "T² · KL(teacher ‖ student) at temperature T, or without T², per sample; gradient flows to both."
     logp, logq = (F.log_softmax(z / temperature, -1) for z in (teacher, student))
     value = temperature**2 * (logp.exp() * (logp - logq)).sum(-1)
     return value if t_squared else value / temperature**2

@@ -353,7 +353,7 @@ def create_method(name: str, *,
 
 # %% ../../nbs/30_method.ipynb #describe-method
 def describe_method(name: str):
-    "A table of a method's hyperparameters: type, range, default, meaning, and what each preset makes of them."
+    "A table of a method's hyperparameters: type, range, default, meaning, and what presets make of them."
     known, table = (
         hyperparameters(name),
         describe_parameters(hyperparameters(name)).rename_axis("hyperparameter"),

@@ -78,7 +78,7 @@ class DBT(Method):
                "imagenet": dict(reduction="mean", mu=0.1, recipe="dbt-imagenet"),
                "code": dict(reduction="mean", factor=5., recipe="dbt-cifar-sum"),
                "eed": dict(alpha=None, anneal=False, temperature=3., recipe="eed")}
-    recipes = {"dbt-cifar": dict(epochs=300, batch_size=64, nesterov=True, weight_decay=1e-4, lr=0.5),   # of the mean
+    recipes = {"dbt-cifar": dict(epochs=300, batch_size=64, nesterov=True, weight_decay=1e-4, lr=0.5),
                "dbt-cifar-sum": dict(epochs=300, batch_size=64, nesterov=True, weight_decay=1e-4),
                "dbt-imagenet": dict(epochs=90, batch_size=256, nesterov=True, weight_decay=1e-4, lr=0.5,
                                     milestones=(1/3, 2/3))}

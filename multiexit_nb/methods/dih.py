@@ -142,7 +142,8 @@ class DIHOnline(Method):
 
     def loss(self, out, targets, images):
         heads, own = self.heads.both(images)
-        soft = labelled_mean(taught(torch.cat([heads, own]), out.logits, self.temperature, "cohort"), targets).sum()
+        cohort = torch.cat([heads, own])
+        soft = labelled_mean(taught(cohort, out.logits, self.temperature, "cohort"), targets).sum()
         back = labelled_mean(taught(out.logits, heads, self.temperature, "cohort"), targets).sum()
         return {"ce": (1 - self.alpha) * self.ce(out.logits, targets).sum(), "kd": self.alpha * soft,
                 "heads": self.ce(heads, targets).sum() + self.beta * back}

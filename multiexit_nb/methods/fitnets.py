@@ -35,7 +35,7 @@ class Guided(nn.Module):
 
 # %% ../../nbs/methods/fitnets.ipynb #regressor
 def regressor(have: tuple, want: tuple) -> nn.Module:
-    "From maps (C, H, W) to others of their size: a 1×1 convolution; for vectors a linear map. Raises InputError."
+    "From maps (C, H, W) to others of their size: a 1×1 convolution; for vectors a linear map."
     if have[1:] != want[1:]:
         raise InputError(
             f"fitnets: the guided map is {have[1:]} and the hint {want[1:]}: choose stages of one size"

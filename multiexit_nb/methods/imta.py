@@ -78,7 +78,7 @@ class IMTA(Method):
     def links_loss(self, out: WithTeacher, targets):
         "The objective of stage 2. Raises InputError for an output without the teacher's logits."
         if not isinstance(out, WithTeacher):
-            raise InputError("imta, stage 2: the output of its learner is needed, which has the teacher's logits")
+            raise InputError("imta, stage 2: the output of its learner is needed, with the teacher's logits")
         ce = self.ce(out.logits, targets)
         kd = labelled_mean(kl(out.teacher.detach(), out.logits[:-1], self.temperature), targets)
         return {"ce": ce[-1] + (1 - self.gamma)*ce[:-1].sum(), "kd": self.gamma*kd.sum()}

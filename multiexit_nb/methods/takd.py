@@ -30,7 +30,7 @@ class TAKD(Taught):
         alpha: Annotated[float, Param("α, share of the distillation", low=0, high=1)] = 0.1,
         temperature: Annotated[float, Param("τ", low=0.1)] = 5.,
         assistant_epochs: Annotated[int,
-                                    Param("epochs of each assistant; 0: as many as the recipe has", low=0)] = 0):
+                                    Param("of each assistant; 0: as many as the recipe has", low=0)] = 0):
         super().__init__(task, teacher=teacher, alpha=alpha, temperature=temperature)
         for a in assistants:
             if a not in list_models():
@@ -53,5 +53,6 @@ class TAKD(Taught):
         epochs = [*[self.assistant_epochs]*len(self.chain), 0]
         speakers = [self.teacher_net, *self.chain]
         def phase(name, link, speaker, n):
-            return Phase(name, link, self.loss, trains=(link,), extra=partial(self.said_by, speaker), epochs=n)
+            extra = partial(self.said_by, speaker)
+            return Phase(name, link, self.loss, trains=(link,), extra=extra, epochs=n)
         return tuple(map(phase, names, links, speakers, epochs))
