@@ -47,10 +47,11 @@ class Backbone(nn.Module):
     def exit_input(self, x):
         return x  # what an exit sees of a stage's output
 
-    def upto(self, x, stage: int):
+    def upto(self, x, stage: int,          # the images, or with `done` what `upto` gave for that stage
+             done: int = 0):
         "The output of stage `stage`, running nothing deeper."
-        for s in range(stage):
-            x = self.stages[s](x)
+        for s in self.stages[done:stage]:
+            x = s(x)
         return x
 
     def forward(self, x: Tensor) -> list:

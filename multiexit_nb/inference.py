@@ -156,10 +156,10 @@ def early_exit(net: MultiExitNet,
     predictions, exits = torch.zeros(2, len(x), dtype=torch.long, device=x.device)
     rows, state, before = torch.arange(len(x), device=x.device), None, None
     with torch.inference_mode(), evaluating(net) if net.training else contextlib.nullcontext():
-        for s, stage in enumerate(net.backbone.stages, 1):
+        for s in range(1, len(net.backbone.stages) + 1):
             if not len(rows):
                 break
-            x = stage(x)
+            x = net.backbone.upto(x, s, done=s - 1)
             for m in (m for m, at in enumerate(net.at) if at == s and (policy.asks(m) or len(net.links))):
                 before = net.answer(m, x, before)[0]
                 z = before.float()

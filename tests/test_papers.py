@@ -88,7 +88,7 @@ def stand_in(folder: Path, cell, number: int):
     save_file(outputs | {f"{s}.labels": torch.arange(40) % 8 for s in ("val", "test")}, path/"outputs.safetensors")
 
 
-@pytest.fixture(scope="module", params=["full", "quick"])
+@pytest.fixture(scope="module", params=[pytest.param("full", marks=pytest.mark.slow), "quick"])
 def standing(request, tmp_path_factory):
     "(kind, index of stand-ins for all grids of that kind, id of a cell → its parameters)."
     kind, folder = request.param, tmp_path_factory.mktemp(request.param)
