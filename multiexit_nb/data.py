@@ -86,7 +86,10 @@ def _source_key(part: str, source: Encoded) -> str:
         if isinstance(item, bytes):
             h.update(hashlib.sha256(item).digest())
         else:
-            st = os.stat(item)
+            try:
+                st = os.stat(item)
+            except OSError as e:
+                raise InputError(f"cannot read {item}: {e.strerror}") from None
             h.update(f"{item}{st.st_size}{st.st_mtime_ns}".encode())
     return f"{part}-{h.hexdigest()[:16]}-{source.image_size}"
 

@@ -46,27 +46,31 @@ def cross_entropy(logits: Tensor,              # (M, B, K)
 @full_precision
 def kl(teacher: Tensor,               # (…, B, K) logits
        student: Tensor,               # (…, B, K) logits
-       temperature: float | Tensor = 1.
-      ) -> Tensor:                    # (…, B), nats · T²
-    "T² · KL(teacher ‖ student) at temperature T, one value per sample; gradient flows to both."
+       temperature: float | Tensor = 1.,
+       t_squared: bool = True
+      ) -> Tensor:                    # (…, B), nats · T², or nats
+    "T² · KL(teacher ‖ student) at temperature T, one value per sample, or without the T²; gradient flows to both."
     logp, logq = (F.log_softmax(z / temperature, -1) for z in (teacher, student))
-    return temperature**2 * (logp.exp() * (logp - logq)).sum(-1)
+    value = temperature**2 * (logp.exp() * (logp - logq)).sum(-1)
+    return value if t_squared else value / temperature**2
 
 # %% ../nbs/11_losses.ipynb #kd
-def kd(teacher: Tensor, student: Tensor, temperature: float | Tensor = 1.) -> Tensor:
+def kd(teacher: Tensor, student: Tensor, temperature: float | Tensor = 1., t_squared: bool = True) -> Tensor:
     "`kl` with the teacher detached: distillation as Hinton et al. wrote it."
-    return kl(teacher.detach(), student, temperature)
+    return kl(teacher.detach(), student, temperature, t_squared)
 
 # %% ../nbs/11_losses.ipynb #pairwise-kl
 @full_precision
 def pairwise_kl(teachers: Tensor,              # (N, B, K) logits
                 students: Tensor,              # (M, B, K) logits
-                temperature: float | Tensor = 1.
-               ) -> Tensor:                    # (N, M, B), nats · T²
+                temperature: float | Tensor = 1.,
+                t_squared: bool = True
+               ) -> Tensor:                    # (N, M, B), nats · T², or nats
     "`kl` of every teacher with every student, without forming (N, M, B, K)."
     logp, logq = (F.log_softmax(z / temperature, -1) for z in (teachers, students))
     p = logp.exp()
-    return temperature**2 * ((p * logp).sum(-1)[:, None] - torch.einsum("nbk,mbk->nmb", p, logq))
+    value = temperature**2 * ((p * logp).sum(-1)[:, None] - torch.einsum("nbk,mbk->nmb", p, logq))
+    return value if t_squared else value / temperature**2
 
 # %% ../nbs/11_losses.ipynb #mse
 @full_precision

@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 from fastcore.basics import patch
 
 from .core import unknown
+from .methods import method_recipes
 from .parameters import Param, parameters_of
 
 # %% ../nbs/40_recipe.ipynb #recipe
@@ -49,36 +50,22 @@ class Recipe:
         for p in parameters_of(Recipe).values():
             object.__setattr__(self, p.name, p.check(getattr(self, p.name)))   # it is frozen
 
-# %% ../nbs/40_recipe.ipynb #recipe-presets
-_PRESETS = {
-    "default": {},
-    "mate": dict(epochs=300),
-    "mate-fine-grained": dict(epochs=200, batch_size=32),
-    "eed": dict(epochs=200, milestones=(0.375, 0.65, 0.9)),
-    "dih": dict(epochs=200, batch_size=64, nesterov=True, milestones=(0.3, 0.6, 0.9)),
-    "msdnet": dict(epochs=300, batch_size=64, weight_decay=1e-4),
-    "dbt-cifar": dict(epochs=300, batch_size=64, nesterov=True, weight_decay=1e-4, lr=0.5),   # of the mean
-    "dbt-cifar-sum": dict(epochs=300, batch_size=64, nesterov=True, weight_decay=1e-4),
-    "dbt-imagenet": dict(epochs=90, batch_size=256, nesterov=True, weight_decay=1e-4, lr=0.5,
-                         milestones=(1/3, 2/3)),
-    "hdkd-cifar": dict(epochs=300, weight_decay=1e-4),
-    "hdkd-imagenet": dict(epochs=90, batch_size=1024, weight_decay=1e-4, milestones=(1/3, 2/3))}
-
 # %% ../nbs/40_recipe.ipynb #preset
 @patch(cls_method=True)
 def preset(cls: Recipe, name: str, **changes) -> Recipe:
     "A paper's recipe, with changes. Raises InputError if there is no such recipe or field."
-    if name not in _PRESETS:
-        raise unknown("recipe", name, _PRESETS)
+    known = {"default": {}} | method_recipes()
+    if name not in known:
+        raise unknown("recipe", name, known)
     fields = parameters_of(Recipe)
     for n in changes:
         if n not in fields:
             raise unknown("entry of the recipe:", n, fields)
-    return cls(**{**_PRESETS[name], **changes})
+    return cls(**{**known[name], **changes})
 
 def list_recipes() -> list[str]:
     "Names of the papers' recipes."
-    return sorted(_PRESETS)
+    return sorted(["default", *method_recipes()])
 
 # %% ../nbs/40_recipe.ipynb #learning-rate
 def learning_rate(recipe: Recipe, step: int,   # steps taken so far

@@ -19,6 +19,7 @@ from .core import InputError, check_value, project_root, settings, unknown
 from .data import Splits, load_dataset
 from .files import Claim, damaged, json_text, read_table, read_tensors, write_file, write_json
 from .history import read_history, tidy, tidy_table  # noqa: F401
+from .methods import CHANGES, as_meant
 from .outputs import Outputs, from_tensors, to_tensors
 from .processes import of_first, rank_and_size
 from .published_tables import published, published_for  # noqa: F401
@@ -47,7 +48,11 @@ class Run:
 
     @property
     def parameters(self) -> dict:
-        return self.about["parameters"]
+        "As they are meant today, whatever has changed in presets and defaults since (`methods.as_meant`)."
+        p, changes = self.about["parameters"], self.about.get("changes", 1)
+        given = p.get("method_args", {})
+        meant = as_meant(p.get("method", ""), p.get("preset", "default"), given, changes)
+        return p if meant == given else {**p, "method_args": meant}
 
     @cached_property
     def tracker(self) -> Tracker | None:
@@ -99,7 +104,7 @@ def create(cls: Run, parameters: dict, id: str = "", folder=None, **about) -> Ru
         return Run(Path(of_first(None)))       # the first process makes it
     base = _runs_folder(folder)
     first = id or _new_id(parameters)
-    new = _new_folder(base, dict(record=RECORD, parameters=parameters, **about, **provenance()))
+    new = _new_folder(base, dict(record=RECORD, changes=CHANGES, parameters=parameters, **about, **provenance()))
     for name in [first] if id else [first, *(f"{first}-{i}" for i in range(2, 1000))]:
         if _named(new, base/name):
             run = Run(Path(of_first(str(base/name))))

@@ -32,7 +32,7 @@ from multiexit_nb.core import (
 from .data import Split, Splits, halves
 from .evaluate import Evaluation, evaluate
 from .files import exists, opened, to_json, write_file
-from .methods import Phase, Step
+from .methods import CHANGES, Phase, Step, all_as_meant
 from .processes import of_each, of_first, process_mean, process_sum, rank_and_size, synchronise
 from .recipe import Recipe, learning_rate
 from .speed import Objective, SpeedChoice, decide, layout, use_threads
@@ -69,13 +69,15 @@ def identity(net, method, data: Splits, recipe: Recipe) -> dict:
     "What must be the same for a checkpoint to be gone on with."
     return dict(network=getattr(net, "name", type(net).__name__),
                 shapes={k: list(v.shape) for k, v in net.state_dict().items()},
-                method=method.name, hyperparameters=to_json(method.hyper), dataset=data.name,
+                method=method.name, changes=CHANGES, hyperparameters=to_json(method.hyper), dataset=data.name,
                 images=[len(s) for s in (data.train, data.val, data.test, data.unlabelled)],
                 recipe=to_json(dataclasses.asdict(recipe)))
 
 # %% ../nbs/43_training.ipynb #check-identity
 def check_identity(path, saved: dict, now: dict):
     "Raises InputError, saying in what a checkpoint differs, if it does."
+    values = all_as_meant(saved["method"], saved["hyperparameters"], saved.get("changes", 1))
+    saved = saved | dict(hyperparameters=to_json(values))
     for k in ("network", "method", "dataset", "hyperparameters", "images", "recipe", "shapes"):
         was, is_ = saved[k], now[k]
         if was == is_:
@@ -352,11 +354,11 @@ class Watch:
         return dict(loss=loss, top1=(100*hits/labelled.clamp_min(1)).tolist())
 
 # %% ../nbs/43_training.ipynb #steps
-def _step(t: Training, x, y, lr: float, number: int, val: tuple) -> Step:
+def _step(t: Training, x, y, lr: float, number: int, meta: Iterator, more: Iterator) -> Step:
     "What a method may look at before the optimizer moves."
     exact = t.decided.precision == "fp32"      # else the gradients are of lower precision than the method works in
     grads = {k: p.grad for k, p in t.net.named_parameters() if p.grad is not None} if exact else None
-    return Step(t.net, x, y, lr, number, *val, grads)
+    return Step(t.net, x, y, lr, number, *next(meta), grads, draw=lambda: (*next(more), *next(meta)))
 
 @patch
 def take_steps(self: Training) -> float:
@@ -364,6 +366,7 @@ def take_steps(self: Training) -> float:
     r, n, epoch = self.recipe, self.steps_per_epoch, self.epoch + 1
     epochs, done = self.plan[self.phase][1], self.place(self.epoch)[1]
     meta = endless(self.meta, r.batch_size, epoch, r.seed, augment=False, device=self.device) if self.meta else None
+    more = endless(self.data.train, r.batch_size, -epoch, r.seed, device=self.device) if self.meta else None
     batches = training_batches(self.data, r, epoch, self.device, "unlabelled" in self.method.needs)
     for i, (x, y) in enumerate(batches):
         lr = learning_rate(r, done*n + i, n, epochs)
@@ -373,7 +376,7 @@ def take_steps(self: Training) -> float:
         self.watch.step(terms, out, y)
         self.accelerator.backward(sum(terms.values()))
         if meta:
-            self.method.before_step(_step(self, x, y, lr, self.epoch*n + i, next(meta)))
+            self.method.before_step(_step(self, x, y, lr, self.epoch*n + i, meta, more))
         if r.clip_norm:
             self.accelerator.clip_grad_norm_(self.objective.parameters(), r.clip_norm)
         self.optimizer.step()

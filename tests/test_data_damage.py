@@ -1,7 +1,8 @@
 """Damaged data files: every kind of file, damaged in eight ways, is read right or answered in one line.
 
 What has no checksum anywhere cannot be noticed: other pixels in a JPEG, an image that is gone from a folder
-that nobody counts, a split that is gone whole. They are counted, and nothing else may differ."""
+that nobody counts, a split that is gone whole, a bit in a list (of Aircraft, TinyImageNet) that makes another
+name or ends it early. They are counted, and nothing else may differ."""
 import os
 import random
 import shutil
@@ -16,6 +17,8 @@ from multiexit_nb.data import load_dataset
 
 pytestmark = pytest.mark.slow
 IMAGES = {".png", ".jpg", ".JPEG"}
+UNCHECKED = {"variants.txt", "images_variant_trainval.txt", "images_variant_test.txt", "val_annotations.txt",
+             "words.txt", "wnids.txt"}
 LAYOUTS = dict(parquet=layouts.parquet, imagefolder=layouts.imagefolder, cub200=layouts.cub200,
                dogs=layouts.dogs, aircraft=layouts.aircraft, imagenet=layouts.imagenet,
                tinyimagenet=lambda top: layouts.tinyimagenet(top, 3))
@@ -87,6 +90,8 @@ def outcome(name, top, kept, right, damaged, way) -> str:
         return "one line"
     if found == right:
         return "right"
+    if damaged.name in UNCHECKED and way in (flip, truncate, double):
+        return "another list"
     assert found["names"] == right["names"]
     if damaged.name.startswith("test-") and way is delete:
         return "no test images of its own"

@@ -292,3 +292,15 @@ def test_a_list_that_ends_early(tmp_path, f):
     f = tmp_path/"CUB_200_2011"/f
     f.write_bytes(f.read_bytes()[:-40])
     refused("cub200", "CUB_200_2011.* is damaged", tmp_path)
+
+
+def test_an_official_list_without_images(tmp_path):
+    layouts.aircraft(tmp_path)
+    (tmp_path/"fgvc-aircraft-2013b"/"data"/"images_variant_test.txt").write_text("")
+    refused("aircraft", "aircraft has no images for testing", tmp_path, download=False)
+
+
+def test_a_list_that_names_a_file_which_is_not_there(tmp_path):
+    layouts.tinyimagenet(tmp_path, 3)
+    (tmp_path/"tiny-imagenet-200"/"val"/"images"/"val_7.JPEG").unlink()
+    refused("tinyimagenet", "cannot read .*val_7.JPEG: No such file", tmp_path, val_per_class=1)

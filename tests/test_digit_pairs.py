@@ -1,6 +1,5 @@
 "The embedded data set: the same images everywhere and always, and what was promised of it."
 import hashlib
-from pathlib import Path
 
 import pytest
 import torch
@@ -57,9 +56,3 @@ def test_labels_can_be_fewer_or_all(pairs):
         load_dataset("digit_pairs", images_per_class=151)
     assert has_unlabelled("digit_pairs") and has_unlabelled("digits", 20) and not has_unlabelled("digits")
     assert load_dataset("digit_pairs", image_size=16).image_size == 16
-
-
-def test_its_study_can_be_run():
-    from multiexit_nb.sweep import checked, read_grid
-    cells = checked(read_grid(Path(__file__).parent.parent/"data"/"studies"/"digit_pairs_methods.yaml"))
-    assert len(cells) == 50 and all(c.parameters["seed"] == c.parameters["split_seed"] for c in cells)

@@ -256,7 +256,7 @@ def test_the_number_of_threads_can_be_given(data, monkeypatch):
     def decided(): return speed.decide(Recipe(precision="fp32", channels_last=False), *make(data), torch.device("cpu"), lambda: pytest.fail("measured"))
     assert decided() == speed.SpeedChoice("fp32", False, "given", 3)
     monkeypatch.setenv("MULTIEXIT_THREADS", "0")
-    with pytest.raises(InputError, match="threads='0': expected auto or a whole number ≥ 1"): decided()
+    with pytest.raises(InputError, match="threads='0': expected auto or a whole number"): decided()
 
 
 def test_threads_that_would_spin_are_not_taken(monkeypatch):

@@ -64,12 +64,19 @@ def open_dataset(name: str, root=None, image_size: int | None = None, download: 
     opener, path = find_dataset(name)
     _check_size(image_size)
     try:
-        return opener(Path(root or settings()["datasets"]), path, image_size, download)
+        raw = opener(Path(root or settings()["datasets"]), path, image_size, download)
+        return _check_images(raw, str(name)[:200])
     except InputError:
         raise
     except Exception as e:
         why = f"{type(e).__name__}: {str(e)[:200]}"
         raise InputError(f"cannot open the data set {str(name)[:200]}: {why}") from e
+
+def _check_images(raw: Raw, name: str) -> Raw:
+    for split, part in (("training", raw.train), ("testing", raw.test), ("validation", raw.val)):
+        if part is not None and not len(part[1]):
+            raise InputError(f"{name} has no images for {split}")
+    return raw
 
 # %% ../../nbs/13_datasets.ipynb #dataset-info
 def dataset_info(name: str, root=None, *, image_size: int | None = None) -> tuple[int, int]:

@@ -18,7 +18,8 @@ from ..parameters import Param
 @register("baseline")
 class Baseline(Method):
     "CE_M: the network without its early exits."
-    def loss(self, out, targets): return {"ce": self.ce(out.logits[-1:], targets).sum()}
+    def loss(self, out, targets):
+        return {"ce": self.ce(out.logits[-1:], targets).sum()}
 
 # %% ../../nbs/methods/branchynet.ipynb #branchynet
 @register("branchynet")
@@ -31,8 +32,9 @@ class BranchyNet(Method):
                  reduction: Annotated[Literal["sum", "mean"], Param("over exits")] = "sum"):
         super().__init__(task)
         w = torch.as_tensor(weights, dtype=torch.float32)
-        check_value("weights", weights, w.ndim == 0 or len(w) == task.num_exits, f"one number, or one per exit ({task.num_exits})")
-        w = w.expand(task.num_exits)
-        self.register_buffer("weights", w / task.num_exits if reduction == "mean" else w.clone(), persistent=False)
+        M = task.num_exits
+        check_value("weights", weights, w.ndim == 0 or len(w) == M, f"one number, or one per exit ({M})")
+        self.register_buffer("weights", w.expand(M) / (M if reduction == "mean" else 1), persistent=False)
 
-    def loss(self, out, targets): return {"ce": (self.weights * self.ce(out.logits, targets)).sum()}
+    def loss(self, out, targets):
+        return {"ce": (self.weights * self.ce(out.logits, targets)).sum()}

@@ -9,6 +9,7 @@ __all__ = ['BYOT']
 from typing import Annotated, Literal
 
 import torch
+from fastcore.basics import patch
 
 from ..core import check_value
 from ..losses import kd, labelled_mean, masked_mse, mse
@@ -29,24 +30,34 @@ class BYOT(Method):
                  ce_weight: Annotated[float | None, Param("weight of CE_i for i < M; None: 1 − alpha", low=0)] = None,
                  beta: Annotated[float, Param("weight of the feature term", low=0)] = 0.,
                  temperature: Annotated[float, Param("T", low=0.1)] = 3.,
-                 distance: Annotated[Literal["kl", "mse"], Param("between logits: T²·KL, or mean squared error")] = "kl",
+                 t_squared: Annotated[bool, Param("multiply KL by T²")] = True,
+                 distance: Annotated[Literal["kl", "mse"], Param("between logits: KL, or mean squared error")] = "kl",
                  feature: Annotated[Literal["mse", "masked"], Param("between features; masked: where one is positive")] = "mse"):
         super().__init__(task)
         self.alpha = {"kl": 0.1, "mse": 1.}[distance] if alpha is None else alpha
-        if ce_weight is None: check_value("alpha", self.alpha, self.alpha <= 1, "at most 1, or a ce_weight beside it")
+        if ce_weight is None:
+            check_value("alpha", self.alpha, self.alpha <= 1, "at most 1, or a ce_weight beside it")
         self.ce_weight = 1 - self.alpha if ce_weight is None else ce_weight
-        self.beta, self.temperature, self.distance = beta, temperature, distance
+        self.beta, self.temperature, self.t_squared, self.distance = beta, temperature, t_squared, distance
         self.feature_distance = {"mse": mse, "masked": masked_mse}[feature]
-        if beta: self.use_features()
+        if beta:
+            self.use_features()
 
-    def loss(self, out, targets):
-        ce, students, teacher = self.ce(out.logits, targets), out.logits[:-1], out.logits[-1].detach()
-        l_z = kd(teacher, students, self.temperature) if self.distance == "kl" else mse(teacher, students)
-        terms = {"ce": ce[-1] + self.ce_weight * ce[:-1].sum(), "kd": self.alpha * labelled_mean(l_z, targets).sum()}
-        if self.beta:
-            F = torch.stack(out.features)
-            l_f = self.feature_distance(F[-1].detach(), F[:-1])
-            terms["feature"] = self.beta * labelled_mean(l_f, targets).sum()
-        return terms
+# %% ../../nbs/methods/byot.ipynb #byot-loss
+@patch
+def loss(self: BYOT, out, targets):
+    ce, students, teacher = self.ce(out.logits, targets), out.logits[:-1], out.logits[-1].detach()
+    if self.distance == "kl":
+        l_z = kd(teacher, students, self.temperature, self.t_squared)
+    else:
+        l_z = mse(teacher, students)
+    terms = {"ce": ce[-1] + self.ce_weight * ce[:-1].sum(), "kd": self.alpha * labelled_mean(l_z, targets).sum()}
+    if self.beta:
+        F = torch.stack(out.features)
+        l_f = self.feature_distance(F[-1].detach(), F[:-1])
+        terms["feature"] = self.beta * labelled_mean(l_f, targets).sum()
+    return terms
 
-    def teacher_logits(self, out): return (out.logits[-1:],) * (self.task.num_exits - 1) + (out.logits[:0],)
+@patch
+def teacher_logits(self: BYOT, out):
+    return (out.logits[-1:],) * (self.task.num_exits - 1) + (out.logits[:0],)

@@ -24,12 +24,16 @@ def teacher_matrix(teachers: str | dict,   # "last", "all-later", or {exit: [its
                   ) -> torch.Tensor:       # (M, M): teacher t, student m; columns sum to 1, or 0 where there is none
     "The weight of each teacher for each exit."
     M, exits = num_exits, range(1, num_exits + 1)
-    if teachers == "last": teachers = {m: [M] for m in exits if m < M}
-    elif teachers == "all-later": teachers = {m: list(range(m + 1, M + 1)) for m in exits}
+    if teachers == "last":
+        teachers = {m: [M] for m in exits if m < M}
+    elif teachers == "all-later":
+        teachers = {m: list(range(m + 1, M + 1)) for m in exits}
     W = torch.zeros(M, M)
     for m, ts in teachers.items():
-        check_value("teachers", teachers, m in exits and all(t in exits and t != m for t in ts), f"exits 1 … {M}, none teaching itself")
-        for t in set(ts): W[t - 1, m - 1] = 1 / len(set(ts))
+        ok = m in exits and all(t in exits and t != m for t in ts)
+        check_value("teachers", teachers, ok, f"exits 1 … {M}, none teaching itself")
+        for t in set(ts):
+            W[t - 1, m - 1] = 1 / len(set(ts))
     return W
 
 # %% ../../nbs/methods/dbt.ipynb #temperature
@@ -42,7 +46,8 @@ class Temperature(nn.Module):
 
     def after_step(self, teachers: torch.Tensor):   # (N, B, K) logits
         p = (teachers / self.tau).softmax(-1)
-        if self.confidence == "max-of-mean": p = p.mean(0)
+        if self.confidence == "max-of-mean":
+            p = p.mean(0)
         too_high = process_mean(p.amax(-1).mean()) > self.mu
         self.tau.copy_(torch.where(too_high, self.tau * self.tau_star, self.tau))
 
@@ -52,13 +57,16 @@ def semi_mean(values: torch.Tensor,    # (…, B), one value per sample
               labelled_share: float    # N/N′ of the data, whatever it is in the batch
              ) -> torch.Tensor:
     "The mean over labelled and that over unlabelled samples, weighted by their shares in the data."
-    return labelled_share * labelled_mean(values, targets) + (1 - labelled_share) * labelled_mean(values, -1 - targets)
+    labelled, unlabelled = labelled_mean(values, targets), labelled_mean(values, -1 - targets)
+    return labelled_share * labelled + (1 - labelled_share) * unlabelled
 
 # %% ../../nbs/methods/dbt.ipynb #labelled-share
 def labelled_share(task) -> float:
     "N/N′: the share of the training images that has labels."
-    if not task.num_unlabelled: return 1.
-    if not task.num_train: raise InputError("num_unlabelled needs num_train beside it: eq. 6 weighs by both")
+    if not task.num_unlabelled:
+        return 1.
+    if not task.num_train:
+        raise InputError("num_unlabelled needs num_train beside it: eq. 6 weighs by both")
     return task.num_train / (task.num_train + task.num_unlabelled)
 
 # %% ../../nbs/methods/dbt.ipynb #dbt
@@ -69,6 +77,9 @@ class DBT(Method):
                "imagenet": dict(reduction="mean", mu=0.1, recipe="dbt-imagenet"),
                "code": dict(reduction="mean", factor=5., recipe="dbt-cifar-sum"),
                "eed": dict(alpha=None, anneal=False, temperature=3., recipe="eed")}
+    recipes = {"dbt-cifar": dict(epochs=300, batch_size=64, nesterov=True, weight_decay=1e-4, lr=0.5),   # with the mean over exits
+               "dbt-cifar-sum": dict(epochs=300, batch_size=64, nesterov=True, weight_decay=1e-4),
+               "dbt-imagenet": dict(epochs=90, batch_size=256, lr=0.5, nesterov=True, weight_decay=1e-4, milestones=(1/3, 2/3))}
 
     def __init__(self, task, *,
                  teachers: Annotated[Literal["last", "all-later"] | dict[int, list[int]],
@@ -91,16 +102,29 @@ class DBT(Method):
         self.scale, self.labelled_share = factor / (task.num_exits if reduction == "mean" else 1), labelled_share(task)
         self.needs = frozenset({"unlabelled"}) if task.num_unlabelled else frozenset()
 
-    def loss(self, out, targets):
-        z, teachers = out.logits, out.logits[self.teaching].detach()
-        pairs = pairwise_kl(teachers, z, self.temperature.tau) if self.distance == "kl" else mse(teachers[:, None], z)
-        kd = (self.W[..., None] * pairs).sum((0, 1))   # (B,)
-        return {"ce": self.scale * self.ce(z, targets).sum(),
-                "kd": self.scale * self.alpha * semi_mean(kd, targets, self.labelled_share)}
+# %% ../../nbs/methods/dbt.ipynb #dbt-loss
+@patch
+def loss(self: DBT, out, targets):
+    z, teachers = out.logits, out.logits[self.teaching].detach()
+    if self.distance == "kl":
+        pairs = pairwise_kl(teachers, z, self.temperature.tau)
+    else:
+        pairs = mse(teachers[:, None], z)
+    kd = (self.W[..., None] * pairs).sum((0, 1))   # (B,)
+    return {"ce": self.scale * self.ce(z, targets).sum(),
+            "kd": self.scale * self.alpha * semi_mean(kd, targets, self.labelled_share)}
 
-    def after_step(self, out): self.temperature.after_step(out.logits[self.teaching])
-    def record(self): return {"temperature": self.temperature.tau.item()}
-    def teacher_logits(self, out): return tuple(out.logits[self.teaching][w > 0] for w in self.W.T)
+@patch
+def after_step(self: DBT, out):
+    self.temperature.after_step(out.logits[self.teaching])
+
+@patch
+def record(self: DBT):
+    return {"temperature": self.temperature.tau.item()}
+
+@patch
+def teacher_logits(self: DBT, out):
+    return tuple(out.logits[self.teaching][w > 0] for w in self.W.T)
 
 # %% ../../nbs/methods/dbt.ipynb #movable
 @patch

@@ -58,6 +58,7 @@ def taught(teachers: Tensor,   # (N, B, K) logits
 class DIH(Method):
     "α · mean over teacher and its heads of KD_τ + (1−α) CE, summed over the student's exits."
     presets = {"default": {}, "paper": dict(recipe="dih"), "code": dict(reduction="sum", recipe="dih")}
+    recipes = {"dih": dict(epochs=200, batch_size=64, nesterov=True, milestones=(0.3, 0.6, 0.9))}
     needs = frozenset({"teacher"})
 
     def __init__(self, task, *,

@@ -20,12 +20,14 @@ class DKS(Method):
 
     def __init__(self, task, *,
                  alpha: Annotated[float, Param("weight of the distillation", low=0)] = 1.,
-                 temperature: Annotated[float, Param("T", low=0.1)] = 3.):
+                 temperature: Annotated[float, Param("T", low=0.1)] = 3.,
+                 t_squared: Annotated[bool, Param("multiply KL by T²")] = True):
         super().__init__(task)
-        self.alpha, self.temperature = alpha, temperature
+        self.alpha, self.temperature, self.t_squared = alpha, temperature, t_squared
 
     def loss(self, out, targets):
-        kd = labelled_mean(pairwise_kl(out.logits.detach(), out.logits, self.temperature), targets)   # (M, M): teacher, student
+        pairs = pairwise_kl(out.logits.detach(), out.logits, self.temperature, self.t_squared)
+        kd = labelled_mean(pairs, targets)   # (M, M): teacher, student
         return {"ce": self.ce(out.logits, targets).sum(), "kd": self.alpha * (kd.sum() - kd.trace())}
 
     def teacher_logits(self, out):

@@ -25,7 +25,8 @@ class DML(Method):
         self.temperature = temperature
 
     def loss(self, out, targets):
-        n, pairs = len(out.logits), pairwise_kl(out.logits.detach(), out.logits, self.temperature)   # (teacher, student, B)
+        n = len(out.logits)
+        pairs = pairwise_kl(out.logits.detach(), out.logits, self.temperature)   # (teacher, student, B)
         others = labelled_mean(pairs, targets) * (1 - torch.eye(n, device=pairs.device, dtype=pairs.dtype))
         return {"ce": self.ce(out.logits, targets).sum(), "kd": others.sum() / max(n - 1, 1)}
 

@@ -9,6 +9,7 @@ __all__ = ['EED']
 from typing import Annotated, Literal
 
 import torch
+from fastcore.basics import patch
 
 from ..core import check_value
 from ..losses import kd, labelled_mean, mse
@@ -20,8 +21,11 @@ from ..parameters import Param
 class EED(Method):
     "Σ_i {CE_i + α l_z(z_i, G_z) + β l_f(F_i, G_f)}: the mean of the exits teaches every exit."
     presets = {"default": {},
-               "paper": dict(alpha=1., t_squared=False, recipe="eed"),
+               "paper": dict(alpha=1., beta=1., t_squared=False, recipe="eed"),
                "mate": dict(alpha=1., recipe="mate")}
+
+    earlier = {2: {"paper": dict(beta=0.)}}
+    recipes = {"eed": dict(epochs=200, milestones=(0.375, 0.65, 0.9))}
 
     def __init__(self, task, *,
                  alpha: Annotated[float | None, Param("weight of the distillation; None: 0.1 with kl, 1 with mse", low=0)] = None,
@@ -32,23 +36,31 @@ class EED(Method):
                  teacher_exits: Annotated[list[int] | None, Param("exits in the ensemble, from 1; None: all", low=1)] = None):
         super().__init__(task)
         M = task.num_exits
-        self.teacher_exits = sorted(set(teacher_exits)) if teacher_exits is not None else list(range(1, M + 1))
-        check_value("teacher_exits", teacher_exits, self.teacher_exits and self.teacher_exits[-1] <= M, f"some of the exits 1 … {M}")
+        self.teacher_exits = sorted(set(range(1, M + 1) if teacher_exits is None else teacher_exits))
+        ok = self.teacher_exits and self.teacher_exits[-1] <= M
+        check_value("teacher_exits", teacher_exits, ok, f"some of the exits 1 … {M}")
         self.alpha = {"kl": 0.1, "mse": 1.}[distance] if alpha is None else alpha
         self.beta, self.distance, self.temperature, self.t_squared = beta, distance, temperature, t_squared
-        if beta: self.use_features()
+        if beta:
+            self.use_features()
 
-    def ensemble(self, x):
-        "G: the mean over the teaching exits of logits or features, (M, B, …) -> (B, …), detached."
-        return x[[m - 1 for m in self.teacher_exits]].mean(0).detach()
+# %% ../../nbs/methods/eed.ipynb #eed-loss
+@patch
+def ensemble(self: EED, x):
+    "G: the mean over the teaching exits of logits or features, (M, B, …) -> (B, …), detached."
+    return x[[m - 1 for m in self.teacher_exits]].mean(0).detach()
 
-    def loss(self, out, targets):
-        z, T = out.logits, self.temperature
-        l_z = mse(self.ensemble(z), z) if self.distance == "mse" else kd(self.ensemble(z), z, T) / (1 if self.t_squared else T**2)
-        terms = {"ce": self.ce(z, targets).sum(), "kd": self.alpha * labelled_mean(l_z, targets).sum()}
-        if self.beta:
-            F = torch.stack(out.features)
-            terms["feature"] = self.beta * labelled_mean(mse(self.ensemble(F), F), targets).sum()
-        return terms
+@patch
+def loss(self: EED, out, targets):
+    z, T = out.logits, self.temperature
+    G = self.ensemble(z)
+    l_z = mse(G, z) if self.distance == "mse" else kd(G, z, T, self.t_squared)
+    terms = {"ce": self.ce(z, targets).sum(), "kd": self.alpha * labelled_mean(l_z, targets).sum()}
+    if self.beta:
+        F = torch.stack(out.features)
+        terms["feature"] = self.beta * labelled_mean(mse(self.ensemble(F), F), targets).sum()
+    return terms
 
-    def teacher_logits(self, out): return (self.ensemble(out.logits)[None],) * self.task.num_exits
+@patch
+def teacher_logits(self: EED, out):
+    return (self.ensemble(out.logits)[None],) * self.task.num_exits

@@ -22,6 +22,9 @@ from ..processes import process_mean
 # %% ../../nbs/methods/hdkd.ipynb #dense
 class Dense(Method):
     "Σ_i γ_i CE_i + Σ_{i>j} γ_ij KD_T(i→j), for whatever γ."
+    recipes = {"hdkd-cifar": dict(epochs=300, weight_decay=1e-4),
+               "hdkd-imagenet": dict(epochs=90, batch_size=1024, weight_decay=1e-4, milestones=(1/3, 2/3))}
+
     def __init__(self, task, gamma: Tensor, temperature: float):
         super().__init__(task)
         self.temperature = temperature
@@ -36,7 +39,8 @@ class Dense(Method):
         weighted = self.gamma * self.objectives(out, targets)
         return {"ce": weighted.trace(), "kd": weighted.tril(-1).sum()}
 
-    def record(self): return {"gamma": self.gamma.tolist()}
+    def record(self):
+        return {"gamma": self.gamma.tolist()}
 
     def teacher_logits(self, out):
         M = self.task.num_exits
@@ -48,10 +52,13 @@ def start_gamma(start: str,      # "ds-like", "dbt-like" or "random"
                ) -> Tensor:      # (M, M)
     "The weights to start with."
     M = num_exits
-    if start == "random": return torch.rand(M, M).tril()
+    if start == "random":
+        return torch.rand(M, M).tril()
     kd = torch.ones(M, M).tril(-1)
-    if start == "ds-like": kd = kd / kd.sum(0).clamp(min=1)
-    else: kd[:-1] = 0
+    if start == "ds-like":
+        kd = kd / kd.sum(0).clamp(min=1)
+    else:
+        kd[:-1] = 0
     return torch.eye(M) + kd
 
 # %% ../../nbs/methods/hdkd.ipynb #given-gamma
@@ -63,7 +70,8 @@ def given_gamma(rows: list,        # M rows of M weights
     ok = len(rows) == M and all(len(r) == M for r in rows)
     gamma = torch.tensor(rows) if ok else None
     ok = ok and bool((gamma >= 0).all()) and not gamma[learned == 0].any()
-    check_value("fixed_gamma", rows, ok, f"{M} rows of {M} weights ≥ 0, 0 where there is no objective (above the diagonal)")
+    expected = f"{M} rows of {M} weights ≥ 0, 0 where there is no objective (above the diagonal)"
+    check_value("fixed_gamma", rows, ok, expected)
     return gamma
 
 # %% ../../nbs/methods/hdkd.ipynb #naivedkd
@@ -79,7 +87,8 @@ class NaiveDKD(Dense):
         super().__init__(task, torch.eye(M) + lam * torch.ones(M, M).tril(-1), temperature)
         self.teaches = torch.ones(M, M).tril(-1).bool()
 
-    def record(self): return {}
+    def record(self):
+        return {}
 
 # %% ../../nbs/methods/hdkd.ipynb #onto-simplex
 def onto_simplex(x: Tensor,      # (P,)
@@ -87,34 +96,44 @@ def onto_simplex(x: Tensor,      # (P,)
                 ) -> Tensor:
     "The nearest point with entries ≥ 0 and that sum."
     u = x.sort(descending=True).values
-    excess = (u.cumsum(0) - total) / torch.arange(1, len(x) + 1, device=x.device)   # what all lose if the largest n stay above 0
+    n = torch.arange(1, len(x) + 1, device=x.device)
+    excess = (u.cumsum(0) - total) / n   # what all lose if the largest n stay above 0
     n = (u > excess).sum()
     return (x - excess[n - 1]).clamp(min=0)
 
 # %% ../../nbs/methods/hdkd.ipynb #harmonized
+_PAPER = dict(gamma_optimizer="sgd", gamma_lr=0.1, constraint="none", meta_every=10, gamma_steps=10, reuse=True)
+
 class Harmonized(Dense):
     "Dense distillation whose weights γ are learned on validation images."
-    presets = {"default": {}, "paper": dict(reuse=True, recipe="hdkd-cifar"), "imagenet": dict(reuse=True, recipe="hdkd-imagenet")}
+    presets = {"default": {}, "paper": dict(**_PAPER, recipe="hdkd-cifar"), "imagenet": dict(reuse=True, recipe="hdkd-imagenet")}
+    earlier = {2: {"paper": dict(gamma_optimizer="adam", gamma_lr=1e-3, constraint="clamp", meta_every=1, gamma_steps=1)}}
     default_start = "ds-like"
 
     def __init__(self, task, *,
-                 start: Annotated[Literal["ds-like", "dbt-like", "random"] | None, Param("γ at the start; None: the method's own")] = None,
+                 start: Annotated[Literal["ds-like", "dbt-like", "random"] | None,
+                                  Param("γ at the start; None: the method's own")] = None,
                  fixed_gamma: Annotated[list[list[float]] | None, Param("M rows of M weights that stay; None: γ is learned")] = None,
                  a: Annotated[float, Param("share of plain cross-entropy in the validation loss", low=0, high=1)] = 0.5,
                  ema: Annotated[float, Param("momentum of the expected losses", low=0, high=1)] = 0.9,
-                 gamma_lr: Annotated[float, Param("learning rate of Adam on γ", low=0)] = 1e-3,
+                 gamma_optimizer: Annotated[Literal["adam", "sgd"], Param("what moves γ; sgd: plain descent, ξ included")] = "adam",
+                 gamma_lr: Annotated[float, Param("learning rate of γ", low=0)] = 1e-3,
                  constraint: Annotated[Literal["clamp", "none", "simplex"], Param("clamp: γ ≥ 0; simplex: and its sum stays")] = "clamp",
-                 meta_every: Annotated[int, Param("steps from one γ step to the next", low=1)] = 1,
+                 meta_every: Annotated[int, Param("steps of the network from γ's turn to the next", low=1)] = 1,
+                 gamma_steps: Annotated[int, Param("steps of γ in a turn", low=1)] = 1,
                  reuse: Annotated[bool, Param("learn γ on the images that calibrate thresholds, too")] = False,
                  temperature: Annotated[float, Param("T", low=0.1)] = 3.):
-        start, learned = start or self.default_start, self.learned(task.num_exits)
-        super().__init__(task, start_gamma(start, task.num_exits) * learned if fixed_gamma is None else given_gamma(fixed_gamma, learned), temperature)
+        M, start = task.num_exits, start or self.default_start
+        learned = self.learned(M)
+        gamma = start_gamma(start, M) * learned if fixed_gamma is None else given_gamma(fixed_gamma, learned)
+        super().__init__(task, gamma, temperature)
         self.start, self.fixed_gamma, self.a, self.ema, self.constraint = start, fixed_gamma, a, ema, constraint
-        self.meta_every, self.reuse, self.teaches = meta_every, reuse, learned.tril(-1).bool()
-        self.adam = Adam(self.gamma, gamma_lr)
+        self.meta_every, self.gamma_steps, self.reuse = meta_every, gamma_steps, reuse
+        self.teaches, self.plain, self.adam = learned.tril(-1).bool(), gamma_optimizer == "sgd", Adam(self.gamma, gamma_lr)
         self.register_buffer("mask", learned, persistent=False)
-        self.register_buffer("expected", torch.zeros(task.num_exits))   # E_k; 0 until the first validation batch
-        if fixed_gamma is None: self.needs = frozenset({"val"})
+        self.register_buffer("expected", torch.zeros(M))   # E_k; 0 until the first validation batch
+        if fixed_gamma is None:
+            self.needs = frozenset({"val"})
 
     @staticmethod
     def learned(M: int) -> Tensor:
@@ -124,21 +143,38 @@ class Harmonized(Dense):
 # %% ../../nbs/methods/hdkd.ipynb #gamma-gradient
 @patch
 def gamma_gradient(self: Harmonized, step: Step) -> tuple[Tensor, Tensor]:
-    "The hypergradient of γ, (M, M), and the validation cross-entropies after the step, (M,)."
+    "The hypergradient of γ without its factor ξ, (M, M), and the validation cross-entropies after the step, (M,)."
     return weight_gradient(step, self.objectives, self.gamma, self.expected, self.a, process_mean)
+
+@patch
+def constrained(self: Harmonized, gamma: Tensor) -> Tensor:
+    "γ as the constraint allows it."
+    if self.constraint == "clamp":
+        return gamma.clamp(min=0)
+    if self.constraint == "simplex":
+        learned = self.mask.bool()
+        gamma[learned] = onto_simplex(gamma[learned], self.gamma.sum())
+    return gamma
 
 # %% ../../nbs/methods/hdkd.ipynb #before-step
 @patch
+def gamma_step(self: Harmonized, step: Step):
+    "Move γ once, then the expected validation losses."
+    gradient, ce = self.gamma_gradient(step)
+    gradient = gradient * self.mask
+    gamma = self.gamma - self.adam.lr * step.lr * gradient if self.plain else self.adam(self.gamma, gradient)
+    self.gamma.copy_(self.constrained(gamma))
+    self.expected.copy_(follow(self.expected, process_mean(ce), self.ema))
+
+@patch
 @torch.no_grad()
 def before_step(self: Harmonized, step: Step):
-    "Move γ, then the expected validation losses."
-    if "val" not in self.needs or step.number % self.meta_every: return
-    gradient, ce = self.gamma_gradient(step)
-    gamma, learned, ce = self.adam(self.gamma, gradient * self.mask / step.lr), self.mask.bool(), process_mean(ce)
-    if self.constraint == "clamp": gamma = gamma.clamp(min=0)
-    if self.constraint == "simplex": gamma[learned] = onto_simplex(gamma[learned], self.gamma.sum())
-    self.gamma.copy_(gamma)
-    self.expected.copy_(follow(self.expected, ce, self.ema))
+    "γ's turn, where it is."
+    if "val" not in self.needs or step.number % self.meta_every:
+        return
+    self.gamma_step(step)
+    for _ in range(self.gamma_steps - 1):
+        self.gamma_step(step.another())
 
 # %% ../../nbs/methods/hdkd.ipynb #hdkd
 @register("hdkd")
@@ -149,11 +185,14 @@ class HDKD(Harmonized):
 class HDBT(Harmonized):
     "`hdkd` where the last exit alone teaches."
     default_start = "dbt-like"
+
     @staticmethod
-    def learned(M): return start_gamma("dbt-like", M)
+    def learned(M):
+        return start_gamma("dbt-like", M)
 
 @register("hmsdnet")
 class HMSDNet(Harmonized):
     "Σ_i γ_i CE_i: learned weights for the cross-entropies, no distillation."
     @staticmethod
-    def learned(M): return torch.eye(M)
+    def learned(M):
+        return torch.eye(M)

@@ -59,6 +59,7 @@ class Stage2(nn.Module):
 class IMTA(Method):
     "Stage 1: Σ_i CE_i with even gradients; stage 2: linked exits on a frozen backbone, CE_M + Σ_{i<M} (1−γ) CE_i + γ KD_T(z_M→z_i)."
     presets = {"default": {}, "paper": dict(recipe="msdnet")}
+    recipes = {"msdnet": dict(epochs=300, batch_size=64, weight_decay=1e-4)}
 
     def __init__(self, task, *,
                  gamma: Annotated[float, Param("γ, share of the distillation in stage 2", low=0, high=1)] = 0.1,

@@ -29,7 +29,8 @@ class Attention(nn.Module):
     def forward(self, features):   # (B, M, D) -> (B, M, M): teacher j, exit i, rows sum to 1
         return (self.query(features) @ self.key(features).mT).softmax(-1)
 
-    def after_step(self, features): pass
+    def after_step(self, features):
+        "Nothing moves."
 
 # %% ../../nbs/methods/mate.ipynb #gate
 class Gate(nn.Module):
@@ -57,18 +58,21 @@ def mix_teachers(weights: torch.Tensor,   # (B, M, M): teacher j, exit i
                  logits: torch.Tensor     # (M, B, K)
                 ) -> torch.Tensor:        # (M, B, K)
     "The logits of the M teachers, ẑ_j = Σ_i w_ji z_i (MATE eq. 5); no gradient to z."
-    return torch.einsum("bji,ibk->jbk", weights, logits.detach())
+    return torch.einsum("bji,ibk->jbk", weights.to(logits.dtype), logits.detach())
 
 # %% ../../nbs/methods/mate.ipynb #mate
 @register("mate")
 class MATE(Method):
     "Σ_i CE_i + Σ_ij KL*(z_i, ẑ_j) + α Σ_i KL*(z_i, ẑ_i): every exit has a teacher of its own."
     presets = {"default": {}, "paper": dict(recipe="mate")}
+    earlier = {2: dict.fromkeys(presets, dict(t_squared=True))}
+    recipes = {"mate": dict(epochs=300), "mate-fine-grained": dict(epochs=200, batch_size=32)}
 
     def __init__(self, task, *,
                  alpha: Annotated[float | list[float] | Literal["auto"],
                                   Param("extra weight of the primary teacher, or one per exit; auto: learned, from 3 on", low=0)] = 3.,
                  temperature: Annotated[float, Param("T", low=0.1)] = 3.,
+                 t_squared: Annotated[bool, Param("multiply KL by T²")] = False,
                  diverse_teachers: Annotated[bool, Param("learn from all teachers; else from the primary one alone")] = True,
                  weight_network: Annotated[Literal["attention", "gate"], Param("what weighs the exits")] = "attention",
                  alpha_lr: Annotated[float, Param("with auto: learning rate of Adam on α", low=0)] = 1e-3,
@@ -82,32 +86,48 @@ class MATE(Method):
         if self.auto:
             self.adam, self.needs = Adam(self.alpha, alpha_lr), frozenset({"val"})
             self.register_buffer("expected", torch.zeros(M))   # E_k; 0 until the first validation batch
-        self.temperature, self.diverse_teachers = temperature, diverse_teachers
+        self.temperature, self.t_squared, self.diverse_teachers = temperature, t_squared, diverse_teachers
         self.use_features()
         self.weight_network = {"attention": Attention, "gate": Gate}[weight_network](M, task.feature_dims[0])
 
-    def weights(self, out):
-        "w: the share of exit i in teacher j, (B, M, M), rows sum to 1."
-        return full_precision(lambda F: self.weight_network(F))(torch.stack(out.features, 1).detach())
+# %% ../../nbs/methods/mate.ipynb #mate-loss
+@patch
+def weights(self: MATE, out) -> torch.Tensor:
+    "w: the share of exit i in teacher j, (B, M, M), rows sum to 1."
+    features = torch.stack(out.features, 1).detach().to(next(self.weight_network.parameters()).dtype)
+    return full_precision(lambda F: self.weight_network(F))(features)
 
-    def loss(self, out, targets):
-        z, T = out.logits, self.temperature
-        z_hat = mix_teachers(self.weights(out), z)
-        ce = self.ce(z, targets).sum()
-        if not self.diverse_teachers:
-            return {"ce": ce, "primary": ((1 + self.alpha) * labelled_mean(kl(z_hat, z, T), targets)).sum()}
-        kd = labelled_mean(pairwise_kl(z_hat, z, T), targets)   # (M, M): teacher j, student i
-        return {"ce": ce, "kd": kd.sum(), "primary": (self.alpha * kd.diagonal()).sum()}
+@patch
+def divergences(self: MATE, out, targets) -> torch.Tensor:
+    "KL* of the exits with their teachers: (M, M), teacher j and student i, or the diagonal alone, (M,)."
+    z = out.logits
+    z_hat = mix_teachers(self.weights(out), z)
+    between = pairwise_kl if self.diverse_teachers else kl
+    return labelled_mean(between(z_hat, z, self.temperature, self.t_squared), targets)
+
+@patch
+def loss(self: MATE, out, targets):
+    ce, kd = self.ce(out.logits, targets).sum(), self.divergences(out, targets)
+    if not self.diverse_teachers:
+        return {"ce": ce, "primary": ((1 + self.alpha) * kd).sum()}
+    return {"ce": ce, "kd": kd.sum(), "primary": (self.alpha * kd.diagonal()).sum()}
 
 # %% ../../nbs/methods/mate.ipynb #after-step
 @patch
-def after_step(self: MATE, out): self.weight_network.after_step(torch.stack(out.features, 1))
+def after_step(self: MATE, out):
+    self.weight_network.after_step(torch.stack(out.features, 1))
+
 @patch
-def record(self: MATE): return {"alpha": self.alpha.tolist()} if self.auto else {}
+def record(self: MATE):
+    return {"alpha": self.alpha.tolist()} if self.auto else {}
+
 @patch
-def observe(self: MATE, out): return {"weights": self.weights(out).mean(0)}
+def observe(self: MATE, out):
+    return {"weights": self.weights(out).mean(0)}
+
 @patch
-def teacher_logits(self: MATE, out): return tuple(mix_teachers(self.weights(out), out.logits)[:, None])
+def teacher_logits(self: MATE, out):
+    return tuple(mix_teachers(self.weights(out), out.logits)[:, None])
 
 @patch
 def movable(self: MATE) -> dict[str, float]:
@@ -126,18 +146,17 @@ def move(self: MATE, name: str, value: float):
 @patch
 def objectives(self: MATE, out, targets) -> torch.Tensor:   # (1 + M,)
     "What has weight 1, then what α_1 … α_M weigh: KL*(z_i, ẑ_i)."
-    z, T = out.logits, self.temperature
-    z_hat = mix_teachers(self.weights(out), z)
-    if self.diverse_teachers: primary = (kd := labelled_mean(pairwise_kl(z_hat, z, T), targets)).diagonal()
-    else: kd = primary = labelled_mean(kl(z_hat, z, T), targets)
-    return torch.cat([(self.ce(z, targets).sum() + kd.sum())[None], primary])
+    kd = self.divergences(out, targets)
+    primary = kd.diagonal() if self.diverse_teachers else kd
+    return torch.cat([(self.ce(out.logits, targets).sum() + kd.sum())[None], primary])
 
 @patch
 @torch.no_grad()
 def before_step(self: MATE, step: Step):
     "With `auto`, move α, then the expected validation losses."
-    if not self.auto or step.number % self.meta_every: return
+    if not self.auto or step.number % self.meta_every:
+        return
     weights = torch.cat([torch.ones_like(self.alpha[:1]), self.alpha])
     gradient, ce = weight_gradient(step, self.objectives, weights, self.expected, 0.5, process_mean)
-    self.alpha.copy_(self.adam(self.alpha, gradient[1:] / step.lr).clamp(min=0))   # without ξ, as in `hdkd`
+    self.alpha.copy_(self.adam(self.alpha, gradient[1:]).clamp(min=0))
     self.expected.copy_(follow(self.expected, process_mean(ce), 0.9))
