@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -476,19 +477,18 @@ def test_killed_at_any_point_and_gone_on_gives_the_same_weights(kind, tmp_path, 
     kills, rounds = 0, 0
     while kills < int(os.environ.get("KILLS", "25")):
         folder, rounds = tmp_path/f"round {rounds}", rounds + 1
+        checkpoint = folder/"mine"/"checkpoint.pt"
         p = program(folder, *given, "-p", "run_id", "mine", "-p", "epochs", 6)
-        until(lambda f=folder: (f/"mine"/"params.json").exists())
-        while True:
-            try:
-                p.wait(timeout=rng.uniform(0.01, 8))
-                assert p.returncode == 0, p.stderr.read()
-                break
-            except subprocess.TimeoutExpired:
-                p.kill()
-                p.wait()
-                kills += 1
+        for _ in range(3):
+            before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
+            until(lambda p=p, was=before, f=checkpoint: p.poll() is not None or f.exists() and f.stat().st_mtime_ns != was)
+            time.sleep(rng.uniform(0, 0.5))        # somewhere in the next epochs, or in what comes after the last
+            p.kill()
+            kills += p.wait() == -signal.SIGKILL
             p = program(folder, "-p", "resume", "mine")
+        _, err = p.communicate(timeout=300)
         again = Run.load(folder/"mine")
-        assert again.finished and not list(again.path.glob(".*.tmp"))
+        assert p.returncode == 0 and again.finished, err
+        assert not list(again.path.glob(".*.tmp"))
         assert all(torch.equal(v, right[k]) for k, v in again.weights().items())
     record_property("kills", kills)

@@ -61,7 +61,7 @@ def plot_cost(cost: list[int],    # multiply-adds of each exit for one image
     return fig.update_xaxes(rangemode="tozero", exponentformat="SI", range=[0, 1.12*max(cost)])
 
 # %% ../../nbs/51_curves.ipynb #learned-names
-_SCORES = {"top1", "top5", "anytime", "ce", "lr", "seconds", "images_per_second", "memory_gb"}
+_SCORES = {"top1", "top5", "anytime", "anytime_logits", "ce", "lr", "seconds", "images_per_second", "memory_gb"}
 
 def learned_names(history) -> dict[str, str]:
     "What the method logged: name → 'scalar', 'vector' or 'matrix'."
