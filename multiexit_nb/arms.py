@@ -18,7 +18,7 @@ import torch
 
 from .core import InputError, unknown
 from .data import dataset_info
-from .methods import create_method
+from .methods import CHANGES, create_method
 from .models import create_model, exits_of
 from .recipe import Recipe
 from .runs import Run, whole_runs
@@ -36,16 +36,17 @@ def example_run(folder, method: str, seed: int, top1,   # top-1 of each exit in 
     run.path.mkdir(parents=True)
     test = dict(top1=list(map(float, top1)), top5=[50 + x/2 for x in top1], anytime=list(map(float, top1)))
     last = p["epochs"]
-    result = dict(select=p["select"], selected_epoch=last, last_epoch=last, test=test, test_last=test, seconds=1.)
+    result = dict(select=p["select"], selected_epoch=last, last_epoch=last, seconds=1., test=test,
+                  test_last=test)
     rows = [f"{e},val,{m},top1,{x*e/last}" for e in range(1, last + 1) for m, x in enumerate(top1, 1)]
-    about = dict(parameters=p, num_classes=10, image_size=32, started=f"example {seed}")
+    about = dict(parameters=p, changes=CHANGES, num_classes=10, image_size=32, started=f"example {seed}")
     (run.path/"params.json").write_text(json.dumps(about))
     (run.path/"result.json").write_text(json.dumps(result))
     (run.path/"history.csv").write_text("\n".join(["epoch,split,exit,metric,value", *rows]))
     return run
 
 # %% ../nbs/49_arms.ipynb #finished-runs
-def finished_runs(runs=None    # a folder; runs, ids or paths; rows of `list_runs()`; None: all of the runs folder
+def finished_runs(runs=None    # a folder; runs, ids or paths; rows of `list_runs()`; None: the runs folder
                   ) -> list[Run]:
     "The finished ones among some runs, oldest first. Raises InputError if there is no such folder."
     import pandas as pd
@@ -80,12 +81,10 @@ def teacher_of(run: Run) -> str:
 
 # %% ../nbs/49_arms.ipynb #was-steered
 def was_steered(run: Run) -> str:
-    "What was done to a training by hand: forked, steered, stopped; empty where it ran by itself."
-    names = set(run.events.name)
-    done = ["forked"]*("fork" in names) + ["steered"]*bool(names - {"fork"})
+    "What was done to a training by hand: moved, forked, stopped; empty where it ran by itself."
     planned = run.about.get("epochs", run.parameters.get("epochs", 0))
-    stopped = run.finished and run.result["last_epoch"] < planned
-    return " and ".join(done + ["stopped"]*stopped)
+    early = run.finished and run.result["last_epoch"] < planned
+    return run.steered or "stopped early"*early
 
 def settings_of(run: Run) -> dict:
     "A run's parameters, with the teacher called by its network, and what was done to it by hand."
@@ -112,7 +111,7 @@ def arm_of(p: dict) -> dict:
 
 # %% ../nbs/49_arms.ipynb #arm-names
 def arm_names(parameters: list[dict]) -> list[str]:
-    "A name for each run, the same where the arm is: the method, and the settings that set two arms of it apart."
+    "A name for each run, the same where the arm is: the method, and what sets two arms of it apart."
     arms = [arm_of(p) for p in parameters]
     keys = [(dataset_of(p), p["model"], method_name(p)) for p in parameters]
     names = []
@@ -142,8 +141,8 @@ def by_arm(runs: list[Run]) -> dict[str, list[Run]]:
 @cache
 def _hyper(method: str, num_exits: int, given: str) -> dict | None:
     try:
-        m = create_method(method, num_exits=num_exits, num_classes=10, feature_dims=(8,)*num_exits, num_train=100,
-                          **json.loads(given))
+        m = create_method(method, num_exits=num_exits, num_classes=10, feature_dims=(8,)*num_exits,
+                          num_train=100, **json.loads(given))
     except InputError:
         return None
     return {k: v for k, v in m.hyper.items() if k != "teacher"}
@@ -183,7 +182,7 @@ def _count_exits(model: str, image_size: int, exits: str, options: str) -> int:
         return create_model(model, 10, image_size, exits, **json.loads(options)).num_exits
 
 def network_settings(p: dict, image_size: int) -> dict:
-    "Network, kind and number of exits, and what else was given to it. Raises InputError if there is none such."
+    "Network, kind and number of exits, and its arguments. Raises InputError if there is none such."
     options = p.get("model_args") or {}
     exits = p.get("exits") or "sepconv"
     kind = "none" if "+" in p["model"] else exits_of(p["model"], exits)      # a cohort has one output each
@@ -241,7 +240,7 @@ def subject_of(run: Run) -> tuple[str, str]:
     return dataset_of(run.parameters), run.parameters["model"]
 
 def filter_runs(runs: list[Run], datasets=(), models=(), methods=()) -> list[Run]:
-    "The runs on these data sets, networks, methods; an empty list is no filter. Raises InputError if none is of one."
+    "The runs on these data sets, networks, methods; an empty list: all. Raises InputError if none is of one."
     asked = (("dataset", datasets, lambda r: dataset_of(r.parameters)),
              ("model", models, lambda r: r.parameters["model"]),
              ("method", methods, lambda r: r.parameters["method"]))

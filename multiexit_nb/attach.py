@@ -33,7 +33,7 @@ def _first(e):
 
 # %% ../nbs/28_attach.ipynb #trace
 def trace(module: nn.Module, at) -> fx.GraphModule:
-    "The steps of a forward pass. Raises InputError if there is no module of that name, or it cannot be followed."
+    "The steps of a forward pass. Raises InputError if it cannot be followed, or there is no such module."
     names = [n for n, _ in module.named_modules(remove_duplicate=False) if n]
     kind = type(module).__name__
     for a in at:
@@ -43,7 +43,9 @@ def trace(module: nn.Module, at) -> fx.GraphModule:
         with evaluating(module):
             return fx.GraphModule(module, _Cutter(at).trace(module))
     except Exception as e:
-        raise InputError(f"cannot follow the forward pass of {kind} around {', '.join(at)}: {_first(e)}") from None
+        raise InputError(
+            f"cannot follow the forward pass of {kind} around {', '.join(at)}: {_first(e)}"
+        ) from None
 
 # %% ../nbs/28_attach.ipynb #shapes
 class _Shapes(nn.Module):
@@ -77,13 +79,17 @@ def channels_first(shape: tuple, wide: tuple   # of the same step, for an image 
 def _maps(gm: fx.GraphModule, shapes: dict) -> list[fx.Node]:
     "The modules that put out feature maps, up to the global pooling."
     nodes, mods = list(gm.graph.nodes), dict(gm.named_modules())
-    pools = [i for i, n in enumerate(nodes) if "adaptive" in f"{type(mods.get(n.target)).__name__} {n.target}".lower()]
-    calls = [n for n in nodes[:min(max(pools, default=len(nodes)), len(nodes))] if n.op == "call_module"]
+    pools = [
+        i
+        for i, n in enumerate(nodes)
+        if "adaptive" in f"{type(mods.get(n.target)).__name__} {n.target}".lower()
+    ]
+    calls = [n for n in nodes[: min(max(pools, default=len(nodes)), len(nodes))] if n.op == "call_module"]
     return [n for n in calls if len(shapes[n.name]) == 4 and "Pool" not in type(mods[n.target]).__name__]
 
 def _places(gm: fx.GraphModule, at, kind: str, image_size: int) -> list[fx.Node]:
-    "The steps after which a network is cut: those of `at`, its last feature map and, where there is one, its vector."
-    wide, _ = step_shapes(gm, image_size, 2*image_size)
+    "The steps after which a network is cut: those of `at`, its last feature map and its vector, if any."
+    wide, _ = step_shapes(gm, image_size, 2 * image_size)
     shapes, error = step_shapes(gm, image_size, image_size)
     if error:
         raise InputError(f"image_size={image_size}: {kind} cannot take it ({_first(error)})")
@@ -92,17 +98,26 @@ def _places(gm: fx.GraphModule, at, kind: str, image_size: int) -> list[fx.Node]
     in_order = [n.target for n in cuts] == list(at)
     check_value("at", list(at), in_order, f"modules of {kind} that each run once, in the order they run")
     for n in [*cuts, *maps[-1:]]:
-        check_value(n.target, shapes[n.name][1:], channels_first(shapes[n.name], wide[n.name]),
-                    "a module that returns one feature map (B, C, H, W), for images of any shape")
+        check_value(
+            n.target,
+            shapes[n.name][1:],
+            channels_first(shapes[n.name], wide[n.name]),
+            "a module that returns one feature map (B, C, H, W), for images of any shape",
+        )
     last = maps[-1].target if maps else "none"
     early = not cuts or maps and nodes.index(cuts[-1]) < nodes.index(maps[-1])
-    check_value("at", list(at), early, f"modules before the last feature map of {kind} ({last}), where its last exit is")
-    vectors = [n for n in nodes[nodes.index(maps[-1]):] if len(shapes[n.name]) == 2]
+    check_value(
+        "at",
+        list(at),
+        early,
+        f"modules before the last feature map of {kind} ({last}), where its last exit is",
+    )
+    vectors = [n for n in nodes[nodes.index(maps[-1]) :] if len(shapes[n.name]) == 2]
     return [*cuts, maps[-1], vectors[0] if vectors else maps[-1]]
 
 # %% ../nbs/28_attach.ipynb #cut-parts
 def cut(module: nn.Module, at, image_size: int) -> list[nn.Module]:
-    "The parts of a network: a stage per name in `at`, the last stage, from there to its vector, from there to the logits."
+    "A stage per name in `at`, the last stage, from there to its vector, from there to the logits."
     gm, kind = trace(module, at), type(module).__name__
     nodes = list(gm.graph.nodes)
     where = [nodes.index(n) for n in _places(gm, at, kind, image_size)]
@@ -114,24 +129,34 @@ def cut(module: nn.Module, at, image_size: int) -> list[nn.Module]:
     return [split.get_submodule(n.target) for n in chain[1:]]
 
 # %% ../nbs/28_attach.ipynb #attach-exits
-def attach_exits(module: nn.Module,
-                 at,                              # names of modules after which exits are added: ["layer1", "features.4", …]
-                 exits: str = "sepconv",          # one of `list_exits()`
-                 num_classes: int | None = None,  # None: the last exit is the network's own classifier; else a new one
-                 image_size: int = 32, **kw       # options of the exits
-                ) -> MultiExitNet:
-    "Exits on any network that can be cut at the modules `at`; it shares its weights. Raises InputError if it cannot."
+def attach_exits(
+    module: nn.Module,
+    at,  # names of modules after which exits are added: ["layer1", "features.4", …]
+    exits: str = "sepconv",  # one of `list_exits()`
+    num_classes: int | None = None,  # None: the last exit is its own classifier; else a new one
+    image_size: int = 32,
+    **kw,  # options of the exits
+) -> MultiExitNet:
+    "Exits on a network that is cut at the modules `at`; it shares its weights. Raises InputError if it cannot."
     at, kind = [str(a) for a in at], type(module).__name__
     ok = num_classes is None or type(num_classes) is int and num_classes >= 2
     check_value("num_classes", num_classes, ok, "None or a whole number ≥ 2")
-    check_value("image_size", image_size, type(image_size) is int and image_size > 0, "a whole number of pixels")
+    check_value(
+        "image_size", image_size, type(image_size) is int and image_size > 0, "a whole number of pixels"
+    )
     parts = cut(module, at, image_size)
-    stages, own = parts[:len(at) + 1], parts[len(at) + 1:]
-    check_value("num_classes", num_classes, num_classes or len(own) == 2,
-                f"a number: the classifier of {kind} is one piece, so what it sees cannot be told apart")
+    stages, own = parts[: len(at) + 1], parts[len(at) + 1 :]
+    check_value(
+        "num_classes",
+        num_classes,
+        num_classes or len(own) == 2,
+        f"a number: the classifier of {kind} is one piece, so what it sees cannot be told apart",
+    )
     expansions = [getattr(m, "expansion", 1) for m in module.modules()]
     backbone = Backbone(stages, expansion=max(e for e in [1, *expansions] if type(e) is int))
-    classes = num_classes or dry_run(module, torch.empty(1, 3, image_size, image_size, device="meta")).shape[-1]
+    classes = (
+        num_classes or dry_run(module, torch.empty(1, 3, image_size, image_size, device="meta")).shape[-1]
+    )
     net = attach(backbone, exits, classes, image_size, tuple(range(1, len(stages))), **kw)
     if num_classes is None:
         heads = [*net.heads[:-1], Head(*own)]

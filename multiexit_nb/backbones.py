@@ -23,23 +23,35 @@ from .core import InputError, Registry, check_value
 # %% ../nbs/20_backbones.ipynb #backbone
 class Backbone(nn.Module):
     "A network cut into stages, without any classifier."
-    exits = "sepconv"                      # the kind of exits it has unless another is asked for
-    def __init__(self, stages,             # modules, shallow to deep
-                 expansion=1,              # output channels of a block / its inner width (torchvision's bottleneck: 4)
-                 classifier_hidden=(),     # widths of the hidden layers of its classifier (`sepconv` exits take them over)
-                 attach=None,              # exit kind -> the stages (from 1) after which exits are added by default
-                 preactivation=False):     # stages end before BN and ReLU, so an exit must bring its own
+
+    exits = "sepconv"  # the kind of exits it has unless another is asked for
+
+    def __init__(
+        self,
+        stages,  # modules, shallow to deep
+        expansion=1,  # output channels of a block / its inner width (torchvision's bottleneck: 4)
+        classifier_hidden=(),  # widths of its classifier's hidden layers (`sepconv` exits take them over)
+        attach=None,  # exit kind -> the stages (from 1) after which exits are added by default
+        preactivation=False,
+    ):  # stages end before BN and ReLU, so an exit must bring its own
         super().__init__()
         self.stages, n = nn.ModuleList(stages), len(stages)
-        self.expansion, self.classifier_hidden, self.preactivation = expansion, tuple(classifier_hidden), preactivation
+        self.expansion, self.classifier_hidden, self.preactivation = (
+            expansion,
+            tuple(classifier_hidden),
+            preactivation,
+        )
         inner, each = tuple(range(1, n)), tuple(range(1, n + 1))
         self.attach = dict(sepconv=inner, conv=inner, linear=each, none=()) | (attach or {})
 
-    def exit_input(self, x): return x      # what an exit sees of a stage's output
+    def exit_input(self, x):
+        return x  # what an exit sees of a stage's output
 
-    def upto(self, x, stage: int):
+    def upto(self, x, stage: int,          # the images, or with `done` what `upto` gave for that stage
+             done: int = 0):
         "The output of stage `stage`, running nothing deeper."
-        for s in range(stage): x = self.stages[s](x)
+        for s in self.stages[done:stage]:
+            x = s(x)
         return x
 
     def forward(self, x: Tensor) -> list:
@@ -53,20 +65,25 @@ class Backbone(nn.Module):
 # %% ../nbs/20_backbones.ipynb #meta-state
 def meta_state(module: nn.Module) -> dict[str, Tensor]:
     "Shapes without numbers for all parameters and buffers of `module`."
-    return {k: torch.empty_like(v, device="meta") for k, v in [*module.named_parameters(), *module.named_buffers()]}
+    return {
+        k: torch.empty_like(v, device="meta")
+        for k, v in [*module.named_parameters(), *module.named_buffers()]
+    }
 
 # %% ../nbs/20_backbones.ipynb #evaluating
 @contextmanager
 def evaluating(module: nn.Module):
     "`module` in evaluation mode, every part put back into its own mode afterwards."
     modes = [(m, m.training) for m in module.modules()]
-    try: yield module.eval()
+    try:
+        yield module.eval()
     finally:
-        for m, training in modes: m.training = training
+        for m, training in modes:
+            m.training = training
 
 # %% ../nbs/20_backbones.ipynb #shapesonly
 class ShapesOnly(TorchFunctionMode):
-    "Skips, for tensors without numbers, what changes no shape but takes time: batch normalisation and initialisation."
+    "Skips, for tensors without numbers, what takes time and changes no shape: normalisation, initialisation."
     skipped = {nn.functional.batch_norm, Tensor.normal_, Tensor.uniform_, Tensor.zero_, Tensor.fill_}
     def __torch_function__(self, func, types, args=(), kwargs=None):
         return args[0] if func in self.skipped and args and args[0].is_meta else func(*args, **(kwargs or {}))
@@ -74,15 +91,19 @@ class ShapesOnly(TorchFunctionMode):
 # %% ../nbs/20_backbones.ipynb #dry-run
 def dry_run(module: nn.Module, *args):
     "What `module` returns for `args` of the meta device: shapes without numbers, in evaluation mode."
-    with evaluating(module), torch.no_grad(), ShapesOnly(): return torch.func.functional_call(module, meta_state(module), args)
+    with evaluating(module), torch.no_grad(), ShapesOnly():
+        return torch.func.functional_call(module, meta_state(module), args)
 
 # %% ../nbs/20_backbones.ipynb #stage-shapes
 def stage_shapes(backbone: nn.Module, image_size: int) -> tuple:
     "What an exit would see after every stage: (channels, height, width)."
     x = torch.empty(1, 3, image_size, image_size, device="meta")
-    try: maps = dry_run(backbone, x)
+    try:
+        maps = dry_run(backbone, x)
     except RuntimeError as e:
-        raise InputError(f"image_size={image_size}: the network cannot take it ({str(e).splitlines()[0]})") from None
+        raise InputError(
+            f"image_size={image_size}: the network cannot take it ({str(e).splitlines()[0]})"
+        ) from None
     return tuple(tuple(backbone.exit_input(f).shape[1:]) for f in maps)
 
 # %% ../nbs/20_backbones.ipynb #c15
@@ -90,18 +111,25 @@ register_backbone = Registry("model")
 
 # %% ../nbs/20_backbones.ipynb #init-weights
 def init_weights(module: nn.Module) -> nn.Module:
-    "torchvision's initialisation: He (fan out) for convolutions, 1 and 0 for normalisation; depthwise ones keep PyTorch's."
+    "torchvision's initialisation: He (fan out) for convolutions, 1 and 0 for normalisation."
     for m in module.modules():
         if isinstance(m, nn.Conv2d) and not (m.groups == m.in_channels > 1):
             nn.init.kaiming_normal_(m.weight, mode="fan_out", nonlinearity="relu")
-            if m.bias is not None: nn.init.zeros_(m.bias)
-        elif isinstance(m, nn.BatchNorm2d): nn.init.ones_(m.weight); nn.init.zeros_(m.bias)
+            if m.bias is not None:
+                nn.init.zeros_(m.bias)
+        elif isinstance(m, nn.BatchNorm2d):
+            nn.init.ones_(m.weight)
+            nn.init.zeros_(m.bias)
     return module
 
 # %% ../nbs/20_backbones.ipynb #conv-bn
 def conv_bn(c_in, c_out, kernel=3, stride=1, bias=False):
     "Convolution, BN, ReLU."
-    return [nn.Conv2d(c_in, c_out, kernel, stride, kernel//2, bias=bias), nn.BatchNorm2d(c_out), nn.ReLU(inplace=True)]
+    return [
+        nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, bias=bias),
+        nn.BatchNorm2d(c_out),
+        nn.ReLU(inplace=True),
+    ]
 
 # %% ../nbs/20_backbones.ipynb #resnet-stages
 def resnet_stages(net: ResNet, image_size: int) -> Backbone:
@@ -109,17 +137,28 @@ def resnet_stages(net: ResNet, image_size: int) -> Backbone:
     if image_size <= 64:
         net.conv1 = init_weights(nn.Conv2d(3, net.conv1.out_channels, 3, padding=1, bias=False))
         stem = dict(conv1=net.conv1, bn1=net.bn1, relu=net.relu)
-    else: stem = dict(conv1=net.conv1, bn1=net.bn1, relu=net.relu, maxpool=net.maxpool)
+    else:
+        stem = dict(conv1=net.conv1, bn1=net.bn1, relu=net.relu, maxpool=net.maxpool)
     first = nn.Sequential(OrderedDict(stem | dict(layer1=net.layer1)))
     return Backbone([first, net.layer2, net.layer3, net.layer4], expansion=net.layer1[0].expansion)
 
 # %% ../nbs/20_backbones.ipynb #torchvision-resnet
 def _torchvision_resnet(name):
-    def build(image_size): return resnet_stages(getattr(torchvision.models, name)(num_classes=1), image_size)
+    def build(image_size):
+        return resnet_stages(getattr(torchvision.models, name)(num_classes=1), image_size)
+
     build.__qualname__ = name
     return build
 
-for _name in ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d", "wide_resnet50_2"):
+for _name in (
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "resnet101",
+    "resnet152",
+    "resnext50_32x4d",
+    "wide_resnet50_2",
+):
     register_backbone(_name, min_size=8)(_torchvision_resnet(_name))
 
 # %% ../nbs/20_backbones.ipynb #wrn-14-4
@@ -130,23 +169,32 @@ def wrn_14_4(image_size):
 
 # %% ../nbs/20_backbones.ipynb #basic-stage
 def basic_stage(block, c_in, width, n, stride, **kw):
-    "`n` torchvision blocks, the first with `stride` and, where the shape changes, a 1×1 convolution and BN as shortcut."
-    c_out = width*block.expansion
-    short = [nn.Conv2d(c_in, c_out, 1, stride, bias=False), nn.BatchNorm2d(c_out)] if stride > 1 or c_in != c_out else None
+    "`n` torchvision blocks, the first with `stride`; a 1×1 convolution and BN as shortcut where the shape changes."
+    c_out = width * block.expansion
+    short = (
+        [nn.Conv2d(c_in, c_out, 1, stride, bias=False), nn.BatchNorm2d(c_out)]
+        if stride > 1 or c_in != c_out
+        else None
+    )
     blocks = [block(c_in, width, stride, nn.Sequential(*short) if short else None, **kw)]
     return nn.Sequential(*blocks, *(block(c_out, width, **kw) for _ in range(n - 1)))
 
 # %% ../nbs/20_backbones.ipynb #cifar-resnet
 def _cifar_resnet(depth):
     def build(image_size):
-        n = (depth - 2)//6
-        stages = [nn.Sequential(*conv_bn(3, 16), *basic_stage(BasicBlock, 16, 16, n, 1)),
-                  basic_stage(BasicBlock, 16, 32, n, 2), basic_stage(BasicBlock, 32, 64, n, 2)]
+        n = (depth - 2) // 6
+        stages = [
+            nn.Sequential(*conv_bn(3, 16), *basic_stage(BasicBlock, 16, 16, n, 1)),
+            basic_stage(BasicBlock, 16, 32, n, 2),
+            basic_stage(BasicBlock, 32, 64, n, 2),
+        ]
         return init_weights(Backbone(stages))
+
     build.__qualname__ = f"resnet{depth}"
     return build
 
-for _depth in (8, 14, 20, 56, 110): register_backbone(f"resnet{_depth}", min_size=8)(_cifar_resnet(_depth))
+for _depth in (8, 14, 20, 56, 110):
+    register_backbone(f"resnet{_depth}", min_size=8)(_cifar_resnet(_depth))
 
 # %% ../nbs/20_backbones.ipynb #vgg
 def _vgg(name, layers):
@@ -154,31 +202,53 @@ def _vgg(name, layers):
         stages = [[]]
         for m in make_layers(cfgs[layers], batch_norm=True):
             stages[-1].append(m)
-            if isinstance(m, nn.MaxPool2d): stages.append([])
-        return init_weights(Backbone([nn.Sequential(*s) for s in stages[:-1]], classifier_hidden=(512, 512),
-                                     attach=dict(sepconv=(2, 3, 4), conv=(1, 2, 3), linear=(1, 2, 3, 4))))
+            if isinstance(m, nn.MaxPool2d):
+                stages.append([])
+        return init_weights(
+            Backbone(
+                [nn.Sequential(*s) for s in stages[:-1]],
+                classifier_hidden=(512, 512),
+                attach=dict(sepconv=(2, 3, 4), conv=(1, 2, 3), linear=(1, 2, 3, 4)),
+            )
+        )
+
     build.__qualname__ = name
     return build
 
-for _name, _layers in dict(vgg11="A", vgg16="D", vgg19="E").items(): register_backbone(_name, min_size=32)(_vgg(_name, _layers))
+for _name, _layers in dict(vgg11="A", vgg16="D", vgg19="E").items():
+    register_backbone(_name, min_size=32)(_vgg(_name, _layers))
 
 # %% ../nbs/20_backbones.ipynb #tiny
 @register_backbone("tiny", min_size=16)
-def tiny(image_size, *, width: int = 4):   # channels of stage 1; the others have 4, 8 and 16 times as many
+def tiny(image_size, *, width: int = 4):  # channels of stage 1; the others have 4, 8 and 16 times as many
     "One thin convolution, then three stages of two."
     check_value("width", width, type(width) is int and width > 0, "a whole number of channels > 0")
-    a, b, c, d = (width*k for k in (1, 4, 8, 16))
-    return init_weights(Backbone([nn.Sequential(*conv_bn(3, a, stride=4)), *(
-        nn.Sequential(*conv_bn(i, o, stride=s), *conv_bn(o, o)) for i, o, s in ((a, b, 2), (b, c, 2), (c, d, 1)))]))
+    a, b, c, d = (width * k for k in (1, 4, 8, 16))
+    return init_weights(
+        Backbone(
+            [
+                nn.Sequential(*conv_bn(3, a, stride=4)),
+                *(
+                    nn.Sequential(*conv_bn(i, o, stride=s), *conv_bn(o, o))
+                    for i, o, s in ((a, b, 2), (b, c, 2), (c, d, 1))
+                ),
+            ]
+        )
+    )
 
 # %% ../nbs/20_backbones.ipynb #preactblock
 class PreActBlock(nn.Module):
     "BN, ReLU, 3×3, BN, ReLU, 3×3; a 1×1 shortcut from the first ReLU where the shape changes."
+
     def __init__(self, c_in, c_out, stride):
         super().__init__()
         self.act = nn.Sequential(nn.BatchNorm2d(c_in), nn.ReLU(inplace=True))
-        self.convs = nn.Sequential(nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU(inplace=True),
-                                   nn.Conv2d(c_out, c_out, 3, 1, 1, bias=False))
+        self.convs = nn.Sequential(
+            nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False),
+            nn.BatchNorm2d(c_out),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(c_out, c_out, 3, 1, 1, bias=False),
+        )
         self.short = nn.Conv2d(c_in, c_out, 1, stride, bias=False) if stride > 1 or c_in != c_out else None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -213,21 +283,31 @@ def resnext29_4x64d(image_size, *, wide: bool = False):
 # %% ../nbs/20_backbones.ipynb #pyramidblock
 class PyramidBlock(nn.Module):
     "BN, 3×3, BN, ReLU, 3×3, BN; the shortcut pools where the size halves and fills new channels with zeros."
+
     def __init__(self, c_in, c_out, stride):
         super().__init__()
-        self.convs = nn.Sequential(nn.BatchNorm2d(c_in), nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False), nn.BatchNorm2d(c_out),
-                                   nn.ReLU(inplace=True), nn.Conv2d(c_out, c_out, 3, 1, 1, bias=False), nn.BatchNorm2d(c_out))
+        self.convs = nn.Sequential(
+            nn.BatchNorm2d(c_in),
+            nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False),
+            nn.BatchNorm2d(c_out),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(c_out, c_out, 3, 1, 1, bias=False),
+            nn.BatchNorm2d(c_out),
+        )
         self.pool = nn.AvgPool2d(2, ceil_mode=True) if stride > 1 else nn.Identity()
         self.new = c_out - c_in
 
-    def forward(self, x: Tensor) -> Tensor: return self.convs(x) + nn.functional.pad(self.pool(x), (0, 0, 0, 0, 0, self.new))
+    def forward(self, x: Tensor) -> Tensor:
+        return self.convs(x) + nn.functional.pad(self.pool(x), (0, 0, 0, 0, 0, self.new))
 
 # %% ../nbs/20_backbones.ipynb #pyramidnet110-270
 @register_backbone("pyramidnet110_270", min_size=8)
 def pyramidnet110_270(image_size):
     "PyramidNet: 3 · 18 basic blocks, from 16 to 286 channels."
-    widths = [16 + 5*i for i in range(55)]
-    blocks = [PyramidBlock(a, b, 2 if i in (18, 36) else 1) for i, (a, b) in enumerate(zip(widths, widths[1:]))]
+    widths = [16 + 5 * i for i in range(55)]
+    blocks = [
+        PyramidBlock(a, b, 2 if i in (18, 36) else 1) for i, (a, b) in enumerate(zip(widths, widths[1:]))
+    ]
     stem = [nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16)]
     stages = [stem + blocks[:18], blocks[18:36], blocks[36:] + [nn.BatchNorm2d(286), nn.ReLU(inplace=True)]]
     return init_weights(Backbone([nn.Sequential(*s) for s in stages], preactivation=True))
@@ -245,4 +325,6 @@ def densenet121(image_size, *, after_transition: bool = False, preactivation: bo
     parts = list(f.named_children()) + [("relu5", nn.ReLU(inplace=True))]
     names, first = [n for n, _ in parts], "denseblock" if after_transition else "transition"
     cuts = [0, *(names.index(f"{first}{i + after_transition}") for i in (1, 2, 3)), len(parts)]
-    return Backbone([nn.Sequential(OrderedDict(parts[a:b])) for a, b in zip(cuts, cuts[1:])], preactivation=preactivation)
+    return Backbone(
+        [nn.Sequential(OrderedDict(parts[a:b])) for a, b in zip(cuts, cuts[1:])], preactivation=preactivation
+    )

@@ -16,19 +16,20 @@ CONVENTIONS = ("macs", "msdnet", "fvcore")
 
 def _window(m):
     size = m.kernel_size
-    return size**2 if isinstance(size, int) else size[0]*size[1]
+    return size**2 if isinstance(size, int) else size[0] * size[1]
 
-LAYER_COSTS = {   # layer, input, output (of one image) -> macs, msdnet, fvcore
-    nn.Conv2d:            lambda m, x, y: (y.numel()*m.weight[0].numel(),)*3,
-    nn.Linear:            lambda m, x, y: (n := y.numel()*m.in_features, n + (m.bias is not None)*y.numel(), n),
-    nn.BatchNorm1d:       lambda m, x, y: (0, 0, 2*y.numel()),
-    nn.BatchNorm2d:       lambda m, x, y: (0, 0, 2*y.numel()),
-    nn.LayerNorm:         lambda m, x, y: (0, 0, (4 + m.elementwise_affine)*y.numel()),
-    nn.GroupNorm:         lambda m, x, y: (0, 0, (4 + m.affine)*y.numel()),
-    nn.ReLU:              lambda m, x, y: (0, y.numel(), 0),
-    nn.MaxPool2d:         lambda m, x, y: (0, y.numel()*_window(m), 0),
-    nn.AvgPool2d:         lambda m, x, y: (0, y.numel()*_window(m), 0),
-    nn.AdaptiveAvgPool2d: lambda m, x, y: (0, x.numel(), x.numel())}
+LAYER_COSTS = {  # layer, input, output (of one image) -> macs, msdnet, fvcore
+    nn.Conv2d: lambda m, x, y: (y.numel() * m.weight[0].numel(),) * 3,
+    nn.Linear: lambda m, x, y: (n := y.numel() * m.in_features, n + (m.bias is not None) * y.numel(), n),
+    nn.BatchNorm1d: lambda m, x, y: (0, 0, 2 * y.numel()),
+    nn.BatchNorm2d: lambda m, x, y: (0, 0, 2 * y.numel()),
+    nn.LayerNorm: lambda m, x, y: (0, 0, (4 + m.elementwise_affine) * y.numel()),
+    nn.GroupNorm: lambda m, x, y: (0, 0, (4 + m.affine) * y.numel()),
+    nn.ReLU: lambda m, x, y: (0, y.numel(), 0),
+    nn.MaxPool2d: lambda m, x, y: (0, y.numel() * _window(m), 0),
+    nn.AvgPool2d: lambda m, x, y: (0, y.numel() * _window(m), 0),
+    nn.AdaptiveAvgPool2d: lambda m, x, y: (0, x.numel(), x.numel()),
+}
 
 # %% ../nbs/22_cost.ipynb #layer-cost
 def layer_cost(m: nn.Module, x, y) -> tuple[int, int, int]:

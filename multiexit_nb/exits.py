@@ -90,14 +90,18 @@ def preactivate(spec: ExitSpec) -> list:
 # %% ../nbs/24_exits.ipynb #sepconv
 @register_exit("sepconv")
 def sepconv(spec: ExitSpec, *, dropout: float | None = None):
-    "Separable convolutions along the backbone's own path; `dropout` between the layers of VGG's classifier (default 0.5)."
+    "Separable convolutions along the backbone's path; `dropout` in VGG's classifier (0.5 by default)."
     hidden = spec.backbone.classifier_hidden
-    check_value("dropout", dropout, dropout is None or hidden, "none: this network's classifier is a single layer")
+    check_value(
+        "dropout", dropout, dropout is None or hidden, "none: this network's classifier is a single layer"
+    )
     check_value("dropout", dropout, dropout is None or 0 <= dropout < 1, "a rate from 0 to below 1")
-    path = spec.shapes[spec.stage - 1:]
+    path = spec.shapes[spec.stage - 1 :]
     steps = [sepconv_step(a[0], b[0], 2 if b[1] < a[1] else 1) for a, b in zip(path, path[1:])]
     body = init_weights(nn.Sequential(*preactivate(spec), *steps, GlobalPool()))
-    return Head(body, classifier((path[-1][0], *hidden, spec.num_classes), 0.5 if dropout is None else dropout))
+    return Head(
+        body, classifier((path[-1][0], *hidden, spec.num_classes), 0.5 if dropout is None else dropout)
+    )
 
 # %% ../nbs/24_exits.ipynb #conv
 @register_exit("conv")
@@ -144,16 +148,18 @@ def none(spec: ExitSpec, *, dropout: float | None = None):
     return register_exit[spec.backbone.exits](spec)
 
 # %% ../nbs/24_exits.ipynb #scale-gradient
-def scale_gradient(x,                # a tensor; of a list of maps only the last, the coarsest, which exits see
-                   factor: float):
+def scale_gradient(
+    x,  # a tensor; of a list of maps only the last, the coarsest, which exits see
+    factor: float,
+):
     "`x`, with its gradient multiplied by `factor`."
     if isinstance(x, list):
         return [*x[:-1], scale_gradient(x[-1], factor)]
-    return x if factor == 1 else x + (factor - 1)*(x - x.detach())
+    return x if factor == 1 else x + (factor - 1) * (x - x.detach())
 
 # %% ../nbs/24_exits.ipynb #link
 class Link(nn.Module):
-    "What the logits of the exit before add to an exit's: ReLU(BN(Linear(z))), and more columns of its classifier."
+    "What the logits of the exit before add: ReLU(BN(Linear(z))), and more columns of the classifier."
     def __init__(self, num_classes: int):
         super().__init__()
         K = num_classes
@@ -208,7 +214,7 @@ def maps(self: MultiExitNet, x: Tensor) -> Iterator:
 # %% ../nbs/24_exits.ipynb #answer
 @patch
 def answer(self: MultiExitNet, m: int, x, before: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    "Logits and feature of head `m` (from 0); `x` is its stage's output, `before` the logits of head m−1 (for a link)."
+    "Logits and feature of head `m` (from 0), from its stage's output and (for a link) the logits before."
     z, feature = self.heads[m](self.backbone.exit_input(x))
     return z + self.links[m - 1](before) if m and len(self.links) else z, feature
 
@@ -286,9 +292,11 @@ def count_parts(net: MultiExitNet) -> tuple[list[dict], list[dict]]:
     return stages, heads
 
 @patch
-def cost(self: MultiExitNet, convention: str = "macs",   # one of `CONVENTIONS`
-         earlier_heads: bool = False                     # also the heads passed on the way, as links need them in any case
-        ) -> list[int]:
+def cost(
+    self: MultiExitNet,
+    convention: str = "macs",  # one of `CONVENTIONS`
+    earlier_heads: bool = False,  # also the heads passed on the way, as links need them in any case
+) -> list[int]:
     "Operations for one image up to each exit, cumulative. Raises InputError for an unknown convention."
     if convention not in CONVENTIONS:
         raise unknown("cost convention", convention, CONVENTIONS)
@@ -299,13 +307,23 @@ def cost(self: MultiExitNet, convention: str = "macs",   # one of `CONVENTIONS`
 def summary(self: MultiExitNet):
     "One row per exit: where it is attached, what it sees, parameters and cost (a DataFrame)."
     import pandas as pd
+
     def size(module):
         return sum(p.numel() for p in module.parameters())
-    stages, heads, parts = [size(s) for s in self.backbone.stages], [size(h) for h in self.heads], count_parts(self)
+
+    stages, heads, parts = (
+        [size(s) for s in self.backbone.stages],
+        [size(h) for h in self.heads],
+        count_parts(self),
+    )
     for m, link in enumerate(self.links, 1):
         heads[m] += size(link)
-    rows = dict(stage=self.at, sees=["×".join(map(str, self.shapes[s - 1])) for s in self.at],
-                path_params=[sum(stages[:s]) + h for s, h in zip(self.at, heads)], head_params=heads)
+    rows = dict(
+        stage=self.at,
+        sees=["×".join(map(str, self.shapes[s - 1])) for s in self.at],
+        path_params=[sum(stages[:s]) + h for s, h in zip(self.at, heads)],
+        head_params=heads,
+    )
     rows |= {c: cumulate(*parts, self.at, c, len(self.links) > 0) for c in CONVENTIONS}
     return pd.DataFrame(rows, index=pd.RangeIndex(1, self.num_exits + 1, name="exit"))
 
@@ -314,7 +332,7 @@ def attach(backbone: Backbone, exits: str, num_classes: int, image_size: int = 3
            at=None,   # stages from 1; default: where the paper of this kind of exit attaches them
            gradient_equilibrium: bool = False, **kw   # options of the exits
           ) -> MultiExitNet:
-    "The backbone with exits of one kind after the stages `at`, and its own classifier last. Raises InputError for other stages."
+    "The backbone with exits after the stages `at`, its own classifier last. Raises InputError for other stages."
     kind, shapes = register_exit[exits], stage_shapes(backbone, image_size)
     if at is None:
         at = backbone.attach.get(exits, range(1, len(shapes)))

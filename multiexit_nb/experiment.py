@@ -4,11 +4,10 @@
 
 # %% auto #0
 __all__ = ['PARAMETERS', 'Setup', 'parameter', 'check_parameters', 'recipe_of', 'network', 'objective', 'teacher_run',
-           'check_network', 'writable', 'check_run_id', 'Experiment', 'prepare', 'run_experiment', 'launch', 'load',
-           'start']
+           'check_network', 'writable', 'check_run_id', 'Experiment', 'prepare', 'run_experiment', 'launch']
 
 # %% ../nbs/45_experiment.ipynb #c02
-import dataclasses, os, re, warnings
+import dataclasses, os, warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,11 +19,13 @@ from fastcore.basics import patch
 
 from .core import InputError, brief, check_value, pick_device, seed_everything, settings, unknown
 from .data import Splits, dataset_info
+from .datasets import has_unlabelled
 from .methods import Task, create_method, preset_recipe
 from .models import create_model
 from .parameters import Param, Parameter, parameters_of, read_parameters  # noqa: F401
 from .recipe import Recipe
-from .runs import Run, check_tracker, data_of
+from .runs import Run, check_id, data_of
+from .trackers import check_tracker
 from .training import Training, check_data, join, load_checkpoint, train
 
 # %% ../nbs/45_experiment.ipynb #setup
@@ -33,8 +34,8 @@ class Setup:
     "What is trained on what, and where."
     dataset: Annotated[str, Param("digits, cifar10, cifar100, …, imagefolder:<path>, parquet:<path>"
                                   )] = "digits"
-    images_per_class: Annotated[int, Param("labelled images per class, with validation; the rest is "
-                                           "unlabelled. 0: all", 0, 1_000_000)] = 0
+    images_per_class: Annotated[int, Param("labelled images per class, with validation; the rest "
+                                           "unlabelled. 0: as usual, or all", 0, 1_000_000)] = 0
     image_size: Annotated[int, Param("pixels; 0: as the data set has them", 0, 4096)] = 0
     model: Annotated[str, Param("a registered network: tiny, resnet18, resnet20, vgg16, …")] = "tiny"
     exits: Annotated[str, Param("kind of the exits: sepconv (BYOT, MATE), conv (EED), linear (DIH)"
@@ -117,7 +118,8 @@ def _shapes_of(p: dict, recipe: Recipe, num_classes: int, image_size: int, comin
     "The network without memory, once method and teacher have been made ready for it."
     with torch.device("meta"):
         net = network(p, num_classes, image_size)
-    unlabelled = num_classes if p["images_per_class"] and recipe.unlabelled_ratio else 0
+    some = has_unlabelled(p["dataset"], p["images_per_class"])
+    unlabelled = num_classes if some and recipe.unlabelled_ratio else 0
     method = objective(p, net, num_classes, 100*num_classes, unlabelled)
     if p["method_args"].get("teacher") not in coming:
         teacher = teacher_run(p, num_classes, image_size)
@@ -153,9 +155,7 @@ def writable(folder: Path):
 
 def check_run_id(id: str):
     "Raises InputError if a new run cannot be called so."
-    ok = not id or re.fullmatch(r"[\w.+-]+", id) and id.strip(".") and len(id.encode()) <= 200
-    check_value("run_id", id, ok, "letters, digits, '-', '_' and '.', at most 200")
-    if id and (settings()["runs"]/id/"params.json").exists():
+    if id and (settings()["runs"]/check_id(id)/"params.json").exists():
         raise InputError(f"run {id!r} exists in {settings()['runs']}: resume it, or choose another run_id")
 
 # %% ../nbs/45_experiment.ipynb #resumed
@@ -232,8 +232,10 @@ def prepare(parameters: dict, explicit: set = frozenset(),   # parameters by nam
     check_value("images_per_class", per_class, per_class != 1, "0 for all, or at least 2")
     num_classes, size = dataset_info(p["dataset"], image_size=p["image_size"] or None)
     check_network(p, recipe, device, num_classes, size, coming)
-    if run and run.checkpoint.exists():
-        load_checkpoint(run.checkpoint)      # whether it can be read
+    if run:
+        run.check_resume(steering=True)          # who steers is known when it is started
+        if run.checkpoint.is_file():
+            load_checkpoint(run.checkpoint)      # whether it can be read
     return Experiment(p | dataclasses.asdict(recipe), recipe, device, num_classes, size, run)
 
 # %% ../nbs/45_experiment.ipynb #start
@@ -247,11 +249,17 @@ def make_run(self: Experiment, data: Splits):
     self.run = Run.create(self.parameters, self.parameters["run_id"], **about)
 
 @patch
-def start(self: Experiment, data: Splits, bar: bool = True) -> Training:
-    "A training before its first epoch, or where it stopped; a new run gets its folder now."
+def start(self: Experiment, data: Splits, bar: bool = True,
+          steering: bool = False     # can what a person moved be moved again?
+         ) -> Training:
+    "A training before its first epoch, or where it stopped. A run is held for writing from now on."
+    if self.run:
+        self.run.check_resume(steering)
     net, method = self.build(data)
     if self.run is None:
         self.make_run(data)
+    elif not self.run.finished:
+        self.run.hold()
     training = train(net, method, data, self.recipe, device=self.device, checkpoint=self.run.checkpoint,
                      resume="auto", bar=bar)
     self.run.log(training)
@@ -286,15 +294,3 @@ def launch(p: dict, num_processes: int, explicit: set = frozenset()):
     "Run an experiment by several processes started from this kernel."
     from accelerate import notebook_launcher
     notebook_launcher(run_experiment, (p, explicit, False), num_processes=num_processes)
-
-# %% ../nbs/45_experiment.ipynb #compat
-def load(e: Experiment) -> Splits:
-    "As `e.load()`."
-    return e.load()
-
-def start(e: Experiment, data: Splits):  # noqa: F811
-    "Network and method of an experiment; a new run gets its folder now."
-    net, method = e.build(data)
-    if e.run is None:
-        e.make_run(data)
-    return net, method

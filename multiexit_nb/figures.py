@@ -9,14 +9,17 @@ __all__ = ['MARKERS', 'GREY', 'GRID', 'exit_colours', 'template', 'figure']
 from functools import cache
 
 # %% ../nbs/01_figures.ipynb #exit-colours
-_SHALLOW_TO_DEEP = ["rgb(244,162,89)", "rgb(224,96,126)", "rgb(155,93,229)", "rgb(67,97,238)"]   # lightness falls all the way
-MARKERS = ["circle", "square", "diamond", "triangle-up", "x", "star", "pentagon", "hexagon", "cross", "triangle-down", "hourglass"]
+# from shallow to deep; lightness falls all the way
+_SHALLOW_TO_DEEP = ["rgb(244,162,89)", "rgb(224,96,126)", "rgb(155,93,229)", "rgb(67,97,238)"]
+MARKERS = ["circle", "square", "diamond", "triangle-up", "x", "star", "pentagon", "hexagon", "cross",
+           "triangle-down", "hourglass"]
 GREY, GRID = "rgb(128,128,128)", "rgba(128,128,128,0.25)"
 
 def exit_colours(num_exits: int) -> list[str]:
     "A colour for each exit, shallow (orange) to deep (blue)."
     from plotly.colors import sample_colorscale
-    return sample_colorscale([[i/3, c] for i, c in enumerate(_SHALLOW_TO_DEEP)], [i/max(1, num_exits - 1) for i in range(num_exits)])
+    scale = [[i/3, c] for i, c in enumerate(_SHALLOW_TO_DEEP)]
+    return sample_colorscale(scale, [i/max(1, num_exits - 1) for i in range(num_exits)])
 
 # %% ../nbs/01_figures.ipynb #template
 @cache
@@ -25,11 +28,13 @@ def template():
     import plotly.graph_objects as go
     axis = dict(gridcolor=GRID, zerolinecolor=GRID, linecolor=GREY, automargin=True, title_standoff=8)
     return go.layout.Template(layout=dict(
-        font=dict(color=GREY, size=13), paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)", xaxis=axis, yaxis=axis,
-        margin=dict(l=60, r=20, t=45, b=50), legend=dict(bgcolor="rgba(0,0,0,0)"), title=dict(x=0.01, font_size=15),
+        font=dict(color=GREY, size=13), paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)",
+        xaxis=axis, yaxis=axis, margin=dict(l=60, r=20, t=45, b=50),
+        legend=dict(bgcolor="rgba(0,0,0,0)"), title=dict(x=0.01, font_size=15),
         colorscale=dict(sequential="Viridis"), width=760, height=380))
 
 def figure(title: str = "", x: str = "", y: str = "", **layout):
     "An empty figure in the workbench's look, with axis titles that name their units."
     import plotly.graph_objects as go
-    return go.Figure(layout=dict(template=template(), title_text=title, xaxis_title=x, yaxis_title=y, **layout))
+    words = dict(title_text=title, xaxis_title=x, yaxis_title=y)
+    return go.Figure(layout=dict(template=template(), **words, **layout))

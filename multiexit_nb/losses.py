@@ -15,11 +15,15 @@ from torch import Tensor
 # %% ../nbs/11_losses.ipynb #full-precision
 def full_precision(f):
     "Decorator: run `f` in float32 at least, whatever autocast says."
-    def lift(a): return a.float() if isinstance(a, Tensor) and a.dtype in (torch.float16, torch.bfloat16) else a
+
+    def lift(a):
+        return a.float() if isinstance(a, Tensor) and a.dtype in (torch.float16, torch.bfloat16) else a
+
     @wraps(f)
     def inner(first: Tensor, *args, **kwargs):
         with torch.autocast(first.device.type, enabled=False):
             return f(lift(first), *map(lift, args), **{k: lift(v) for k, v in kwargs.items()})
+
     return inner
 
 # %% ../nbs/11_losses.ipynb #labelled-mean
@@ -32,14 +36,17 @@ def labelled_mean(values: Tensor,   # (…, B), one value per sample
 
 # %% ../nbs/11_losses.ipynb #cross-entropy
 @full_precision
-def cross_entropy(logits: Tensor,              # (M, B, K)
-                  targets: Tensor,             # (B,), negative where unlabelled
-                  label_smoothing: float = 0.  # share of the target spread evenly over the classes
-                 ) -> Tensor:                  # (M,), nats, mean over the labelled samples
+def cross_entropy(
+    logits: Tensor,  # (M, B, K)
+    targets: Tensor,  # (B,), negative where unlabelled
+    label_smoothing: float = 0.0,  # share of the target spread evenly over the classes
+) -> Tensor:  # (M,), nats, mean over the labelled samples
     "The cross-entropy of each exit with the labels."
     M, B, K = logits.shape
     safe = targets.clamp(min=0).expand(M, B)
-    ce = F.cross_entropy(logits.reshape(-1, K), safe.reshape(-1), reduction="none", label_smoothing=label_smoothing)
+    ce = F.cross_entropy(
+        logits.reshape(-1, K), safe.reshape(-1), reduction="none", label_smoothing=label_smoothing
+    )
     return labelled_mean(ce.view(M, B), targets)
 
 # %% ../nbs/11_losses.ipynb #kl
@@ -49,7 +56,7 @@ def kl(teacher: Tensor,               # (…, B, K) logits
        temperature: float | Tensor = 1.,
        t_squared: bool = True
       ) -> Tensor:                    # (…, B), nats · T², or nats
-    "T² · KL(teacher ‖ student) at temperature T, one value per sample, or without the T²; gradient flows to both."
+    "T² · KL(teacher ‖ student) at temperature T, or without T², per sample; gradient flows to both."
     logp, logq = (F.log_softmax(z / temperature, -1) for z in (teacher, student))
     value = temperature**2 * (logp.exp() * (logp - logq)).sum(-1)
     return value if t_squared else value / temperature**2

@@ -23,7 +23,7 @@ def bottleneck(c_in, c_out, factor, stride=1, bias=False):
 # %% ../nbs/21_msdnet.ipynb #cell
 class Cell(nn.Module):
     "One scale of one layer: concat[x, down(finer), normal(x)]."
-    def __init__(self, c, grow, factor,            # channels there are, channels to add, bottleneck factor of this scale
+    def __init__(self, c, grow, factor,                    # channels there are, to add, bottleneck factor
                  c_finer=0, factor_finer=0, bias=False):   # of the finer scale; 0: there is none
         super().__init__()
         self.down = bottleneck(c_finer, grow//2, factor_finer, 2, bias) if c_finer else None
@@ -38,56 +38,85 @@ class Stem(nn.Module):
     "From the image to all scales, each from the next finer one."
     def __init__(self, widths, imagenet=False, bias=False):   # channels of every scale, fine to coarse
         super().__init__()
-        first = ([nn.Conv2d(3, widths[0], 7, 2, 3), nn.BatchNorm2d(widths[0]), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, 1)]
-                 if imagenet else conv_bn(3, widths[0], bias=bias))
-        self.scales = nn.ModuleList([nn.Sequential(*first)] + [
-            nn.Sequential(*conv_bn(a, b, 3, 2, bias)) for a, b in zip(widths, widths[1:])])
+        first = conv_bn(3, widths[0], bias=bias)
+        if imagenet:
+            relu, pool = nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, 1)
+            first = [nn.Conv2d(3, widths[0], 7, 2, 3), nn.BatchNorm2d(widths[0]), relu, pool]
+        coarser = [conv_bn(a, b, 3, 2, bias) for a, b in zip(widths, widths[1:])]
+        self.scales = nn.ModuleList(nn.Sequential(*layers) for layers in [first, *coarser])
 
-    def forward(self, x: Tensor, keep: int | None = None) -> list:
+    def forward(self, x: Tensor) -> list:
         maps = []
-        for scale in self.scales: maps.append(x := scale(x))
-        return maps[-(keep or len(maps)):]
+        for scale in self.scales:
+            x = scale(x)
+            maps.append(x)
+        return maps
 
 # %% ../nbs/21_msdnet.ipynb #column
 class Column(nn.Module):
-    "One layer at all scales it keeps, and the transition after it if there is one."
+    "One layer at all its scales, and the transition after it if there is one."
     def __init__(self, cells, transitions=()):
         super().__init__()
         self.scales, self.transitions = nn.ModuleList(cells), nn.ModuleList(transitions)
 
-    def forward(self, x: list, keep: int | None = None) -> list:
-        outs = []
-        for j in range(keep or len(self.scales), 0, -1):          # j counts from the coarsest scale
-            cell = self.scales[-j]
-            outs.append(cell(x[-j]) if cell.down is None else cell(x[-j], x[-j - 1]))
-            if self.transitions: outs[-1] = self.transitions[-j](outs[-1])
-        return outs
+    def at(self, x: list, j: int) -> Tensor:
+        "The j-th scale from the coarsest (from 1), from maps of the layer before."
+        cell = self.scales[-j]
+        out = cell(x[-j]) if cell.down is None else cell(x[-j], x[-j - 1])
+        return self.transitions[-j](out) if self.transitions else out
+
+    def forward(self, x: list) -> list:
+        return [self.at(x, j) for j in range(len(self.scales), 0, -1)]
 
 # %% ../nbs/21_msdnet.ipynb #scales-of
 def scales_of(layer, num_layers, num_scales, prune):   # layer from 1
     "(scales before, scales after) a layer."
-    if prune == "min": return tuple(min(num_scales, num_layers - layer + k) for k in (2, 1))
+    if prune == "min":
+        return tuple(min(num_scales, num_layers - layer + k) for k in (2, 1))
     interval = math.ceil(num_layers/num_scales)
     return num_scales - max(0, layer - 2)//interval, num_scales - (layer - 1)//interval
+
+# %% ../nbs/21_msdnet.ipynb #needed
+def _needed(layers: int, j: int, depth: int) -> int:
+    "The last layer at which an exit needs the j-th coarsest scale (from 1), which ends after `depth`."
+    return min(max(layers - j + 1, 0), depth)
+
+def _useful(layers: int, depths: list[int]) -> int:
+    "How many scales may still be asked for: one that has ended goes once the next coarser is past it."
+    useful = len(depths)
+    while useful > 1 and _needed(layers, useful - 1, depths[useful - 2]) > depths[useful - 1]:
+        useful -= 1
+    return useful
 
 # %% ../nbs/21_msdnet.ipynb #msdnet
 class MSDNet(Backbone):
     "Multi-scale DenseNet; its stages hand on lists of maps, the coarsest last."
     exits = "msdnet"
-    def __init__(self, stages, head_width=None,    # width of the exits' convolutions; None: as many as they see
+    def __init__(self, stages, head_width=None,    # width of the exits' convolutions; None: what they see
                  conv_bias=False):
         super().__init__(stages)
         self.head_width, self.conv_bias = head_width, conv_bias
 
-    def exit_input(self, x): return x[-1]
+    def exit_input(self, x):
+        return x[-1]
 
-    def upto(self, x: Tensor, stage: int) -> list:
-        "What the exit after `stage` needs, skipping the fine scales that cannot reach it."
-        columns = [c for s in self.stages[:stage] for c in s]
-        keep = [1]
-        for c in columns[-2::-1]: keep.append(min(keep[-1] + 1, len(c.scales)))
-        for column, k in zip(columns, reversed(keep)): x = column(x, k)
-        return x
+    def layers(self, stage: int) -> list[Column]:
+        "The layers through a stage, without the stem."
+        return [column for s in self.stages[:stage] for column in s if isinstance(column, Column)]
+
+    def upto(self, x, stage: int,       # the images, or with `done` what `upto` gave for that stage
+             done: int = 0) -> list:
+        "What the exit after `stage` needs, the coarsest last; fine scales that cannot reach it wait."
+        layers, before = self.layers(stage), len(self.layers(done))
+        if not done:
+            x = self.stages[0][0](x)
+        every = self.layers(len(self.stages))
+        depths = [sum(len(c.scales) >= j for c in every) for j in range(1, len(x) + 1)]
+        for i, layer in enumerate(layers, 1):
+            new = {j: layer.at(x, j) for j, depth in enumerate(depths, 1)
+                   if _needed(before, j, depth) < i <= _needed(len(layers), j, depth)}
+            x = [new.get(j, x[-j]) for j in range(len(x), 0, -1)]
+        return x[-_useful(len(layers), depths):]
 
 # %% ../nbs/21_msdnet.ipynb #steps-between-exits
 def steps_between_exits(num_exits, base, step, step_mode):
@@ -102,43 +131,57 @@ def _columns(steps, channels, growth, widths, factors, reduction, prune, bias):
         before, after = scales_of(layer, L, S, prune)
         cells = []
         for s in range(S - after, S):
-            finer = s > S - before
-            cells.append(Cell(n*widths[s], growth*widths[s], factors[s], n*widths[s - 1]*finer, factors[s - 1], bias))
+            c_finer = n*widths[s - 1] if s > S - before else 0
+            cells.append(Cell(n*widths[s], growth*widths[s], factors[s], c_finer, factors[s - 1], bias))
         n += growth
         thin = before > after if prune == "max" else layer in (L//3, 2*L//3)
         rest = math.floor(reduction*n) if thin and reduction else n
-        yield Column(cells, [nn.Sequential(*conv_bn(n*w, rest*w, 1, bias=bias)) for w in widths[S - after:]] if rest != n else ())
+        kept = widths[S - after:] if rest != n else ()
+        thinner = [nn.Sequential(*conv_bn(n*w, rest*w, 1, bias=bias)) for w in kept]
+        yield Column(cells, thinner)
         n = rest
 
 # %% ../nbs/21_msdnet.ipynb #check-msdnet
+def _whole(v) -> bool:
+    return type(v) is int and v > 0
+
 def check_msdnet(a: dict):   # the arguments of `msdnet`
-    "One line for an argument of MSDNet that cannot be."
-    whole = lambda v: type(v) is int and v > 0
-    for k, known in dict(step_mode=("even", "lin_grow"), prune=("max", "min"), stem=("auto", "cifar", "imagenet")).items():
-        if a[k] not in known: raise unknown(k, a[k], known)
-    for k in ("num_exits", "base", "step", "channels", "growth"): check_value(k, a[k], whole(a[k]), "a whole number > 0")
-    scales = a["scale_widths"]
+    "Raises InputError for an argument of MSDNet that cannot be."
+    known = dict(step_mode=("even", "lin_grow"), prune=("max", "min"), stem=("auto", "cifar", "imagenet"))
+    for k, names in known.items():
+        if a[k] not in names:
+            raise unknown(k, a[k], names)
+    for k in ("num_exits", "base", "step", "channels", "growth"):
+        check_value(k, a[k], _whole(a[k]), "a whole number > 0")
+    scales, g, r = a["scale_widths"], a["growth"], a["reduction"]
     for k in ("scale_widths", "bottlenecks"):
-        ok = all(isinstance(v, (list, tuple)) for v in (a[k], scales)) and len(a[k]) == len(scales) > 0 and all(map(whole, a[k]))
+        lists = isinstance(a[k], list | tuple) and isinstance(scales, list | tuple)
+        ok = lists and len(a[k]) == len(scales) > 0 and all(map(_whole, a[k]))
         check_value(k, a[k], ok, "one whole number > 0 per scale")
-    g, r = a["growth"], a["reduction"]
-    check_value("growth", g, all(g*w % 2 == 0 for w in scales[1:]), "an even number of new channels on all scales but the finest")
-    check_value("reduction", r, isinstance(r, (int, float)) and 0 <= r <= 1, "from 0 (no transitions) to 1")
+    even = all(g*w % 2 == 0 for w in scales[1:])
+    check_value("growth", g, even, "an even number of new channels on all scales but the finest")
+    check_value("reduction", r, isinstance(r, int | float) and 0 <= r <= 1, "from 0 (no transitions) to 1")
+    clear = a["stem"] != "auto" or a["image_size"] <= 64
+    check_value("stem", a["stem"], clear, "for images above 64 pixels one of the networks made for them "
+                "(msdnet_hdkd_imagenet, msdnet_dbt_imagenet), or 'imagenet' with scales and widths of your own: "
+                "those of msdnet are CIFAR's")
 
 # %% ../nbs/21_msdnet.ipynb #msdnet-b
 def msdnet(image_size, *,
-           num_exits: int = 5, base: int = 1, step: int = 1,   # layers before exit 1, and (see `step_mode`) between exits
-           step_mode: str = "lin_grow",                        # "even" or "lin_grow"
-           channels: int = 16, growth: int = 6,                # of the first layer, and of every layer after: times `scale_widths`
-           scale_widths: tuple = (1, 2, 4),                    # one per scale, fine to coarse
-           bottlenecks: tuple = (1, 2, 4),                     # bottleneck factor per scale
-           reduction: float = 0.5, prune: str = "max",         # transitions, and when scales are given up ("max", "min")
-           stem: str = "auto",                                 # "cifar", "imagenet", or by image size (above 64 pixels)
+           num_exits: int = 5,
+           base: int = 1, step: int = 1,        # layers before exit 1, and between exits (see `step_mode`)
+           step_mode: str = "lin_grow",         # "even" or "lin_grow"
+           channels: int = 16, growth: int = 6, # of the first layer, of every later one; times `scale_widths`
+           scale_widths: tuple = (1, 2, 4),     # one per scale, fine to coarse
+           bottlenecks: tuple = (1, 2, 4),      # bottleneck factor per scale
+           reduction: float = 0.5,              # of the channels by a transition; 0: there are none
+           prune: str = "max",                  # when scales are given up: "max" or "min"
+           stem: str = "auto",                  # "cifar" or "imagenet"; auto: CIFAR's, up to 64 pixels
            conv_bias: bool = False):
     "MSDNet with any number of exits, scales and channels."
     check_msdnet(locals())
     steps = steps_between_exits(num_exits, base, step, step_mode)
-    imagenet = stem == "imagenet" or (stem == "auto" and image_size > 64)
+    imagenet = stem == "imagenet"
     columns = _columns(steps, channels, growth, scale_widths, bottlenecks, reduction, prune, conv_bias)
     stages = [[next(columns) for _ in range(n)] for n in steps]
     stages[0].insert(0, Stem([channels*w for w in scale_widths], imagenet, conv_bias))
@@ -147,20 +190,24 @@ def msdnet(image_size, *,
 # %% ../nbs/21_msdnet.ipynb #variant
 def _variant(name, **defaults):
     "`msdnet` with other defaults, registered under a name."
-    def build(image_size, **kw): return msdnet(image_size, **(defaults | kw))
+    def build(image_size, **kw):
+        return msdnet(image_size, **(defaults | kw))
     sig = inspect.signature(msdnet)
-    build.__signature__ = sig.replace(parameters=[p.replace(default=defaults.get(k, p.default)) for k, p in sig.parameters.items()])
+    own = [p.replace(default=defaults.get(k, p.default)) for k, p in sig.parameters.items()]
+    build.__signature__ = sig.replace(parameters=own)
     build.__qualname__ = name
-    return register_backbone(name, min_size=8 if defaults.get("stem") != "imagenet" else 64, exits=MSDNet.exits)(build)
+    smallest = 64 if defaults.get("stem") == "imagenet" else 8
+    return register_backbone(name, min_size=smallest, exits=MSDNet.exits)(build)
 
-_IMAGENET = dict(stem="imagenet", step_mode="even", channels=32, growth=16, scale_widths=(1, 2, 4, 4), bottlenecks=(1, 2, 4, 4))
+_IMAGENET = dict(stem="imagenet", step_mode="even", channels=32, growth=16,
+                 scale_widths=(1, 2, 4, 4), bottlenecks=(1, 2, 4, 4))
 _variant("msdnet")
 _variant("msdnet_hdkd_cifar", stem="cifar", num_exits=8)
 _variant("msdnet_mate_cifar", stem="cifar", num_exits=5)
 _DBT = dict(stem="cifar", num_exits=11, step_mode="even", base=4, step=2)
 _variant("msdnet_dbt_cifar", **_DBT)
-_variant("msdnet_dbt_cifar_code", **_DBT, channels=1, growth=1, scale_widths=(6, 12, 24), bottlenecks=(4, 4, 4), prune="min",
-         conv_bias=True)
+_variant("msdnet_dbt_cifar_code", **_DBT, channels=1, growth=1, scale_widths=(6, 12, 24),
+         bottlenecks=(4, 4, 4), prune="min", conv_bias=True)
 for _name, _step in (("", 4), ("_33", 6), ("_38", 7)):
     _variant(f"msdnet_hdkd_imagenet{_name}", **_IMAGENET, base=_step, step=_step)
 _variant("msdnet_dbt_imagenet", **_IMAGENET, base=10, step=7)

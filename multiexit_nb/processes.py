@@ -14,13 +14,15 @@ from torch import Tensor, nn
 # %% ../nbs/02_processes.ipynb #rank-and-size
 def rank_and_size() -> tuple[int, int]:
     "(number of this process from 0, how many there are)."
-    if not (dist.is_available() and dist.is_initialized()): return 0, 1
+    if not (dist.is_available() and dist.is_initialized()):
+        return 0, 1
     return dist.get_rank(), dist.get_world_size()
 
 # %% ../nbs/02_processes.ipynb #process-sum
 def process_sum(x: Tensor) -> Tensor:
     "The sum of `x` over all processes."
-    if rank_and_size()[1] == 1: return x
+    if rank_and_size()[1] == 1:
+        return x
     y = x.detach().to("cuda") if dist.get_backend() == "nccl" and not x.is_cuda else x.detach().clone()
     dist.all_reduce(y)
     return y.to(x.device)
@@ -32,14 +34,16 @@ def process_mean(x: Tensor) -> Tensor:
 # %% ../nbs/02_processes.ipynb #of-first
 def of_first(x):
     "The first process's `x`, for all."
-    if rank_and_size()[1] == 1: return x
+    if rank_and_size()[1] == 1:
+        return x
     dist.broadcast_object_list(box := [x])
     return box[0]
 
 def of_each(x) -> list:
     "Every process's `x`, in their order."
     rank, n = rank_and_size()
-    if n == 1: return [x]
+    if n == 1:
+        return [x]
     dist.all_gather_object(found := [None]*n, x)
     return found
 
@@ -64,7 +68,8 @@ class _Summed(torch.autograd.Function):
 class Synchronised:
     "Batch normalisation by the mean and variance over the batches of all processes."
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training: return super().forward(x)
+        if not self.training:
+            return super().forward(x)
         dims = [0, *range(2, x.dim())]
         flat = x.float()
         shape = (1, -1) + (1,)*(x.dim() - 2)
@@ -74,25 +79,32 @@ class Synchronised:
         var = _Summed.apply(centred.square().sum(dims))/n
         self._remember(mean.detach(), var.detach()*n/(n - 1).clamp_min(1))
         y = centred*torch.rsqrt(var + self.eps).view(shape)
-        return (y*self.weight.view(shape) + self.bias.view(shape)).to(x.dtype) if self.affine else y.to(x.dtype)
+        if self.affine:
+            y = y*self.weight.view(shape) + self.bias.view(shape)
+        return y.to(x.dtype)
 
     @torch.no_grad()
     def _remember(self, mean, var):
-        if not self.track_running_stats: return
+        if not self.track_running_stats:
+            return
         self.num_batches_tracked += 1
         a = self.momentum if self.momentum is not None else 1/float(self.num_batches_tracked)
-        self.running_mean.lerp_(mean.to(self.running_mean.dtype), a); self.running_var.lerp_(var.to(self.running_var.dtype), a)
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), a)
+        self.running_var.lerp_(var.to(self.running_var.dtype), a)
 
 # %% ../nbs/02_processes.ipynb #synchronisedbatchnorm1d
-class SynchronisedBatchNorm1d(Synchronised, nn.BatchNorm1d): "nn.BatchNorm1d over all processes."
+class SynchronisedBatchNorm1d(Synchronised, nn.BatchNorm1d):
+    "nn.BatchNorm1d over all processes."
 
-class SynchronisedBatchNorm2d(Synchronised, nn.BatchNorm2d): "nn.BatchNorm2d over all processes."
+class SynchronisedBatchNorm2d(Synchronised, nn.BatchNorm2d):
+    "nn.BatchNorm2d over all processes."
 
 _SYNCHRONISED = {nn.BatchNorm1d: SynchronisedBatchNorm1d, nn.BatchNorm2d: SynchronisedBatchNorm2d}
 
 def synchronise(module: nn.Module) -> nn.Module:
-    "Let the batch normalisation in `module` see the batches of all processes; done in place, and only where there are several."
+    "Let the batch normalisation in `module`, in place, see the batches of all processes, if there are several."
     if rank_and_size()[1] > 1:
         for m in module.modules():
-            if type(m) in _SYNCHRONISED: m.__class__ = _SYNCHRONISED[type(m)]
+            if type(m) in _SYNCHRONISED:
+                m.__class__ = _SYNCHRONISED[type(m)]
     return module

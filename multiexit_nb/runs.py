@@ -20,6 +20,7 @@ from .data import Splits, load_dataset
 from .files import Claim, damaged, json_text, read_table, read_tensors, write_file, write_json
 from .history import read_history, tidy, tidy_table  # noqa: F401
 from .methods import CHANGES, as_meant
+from .models import options_as_meant
 from .outputs import Outputs, from_tensors, to_tensors
 from .processes import of_first, rank_and_size
 from .published_tables import published, published_for  # noqa: F401
@@ -52,7 +53,10 @@ class Run:
         p, changes = self.about["parameters"], self.about.get("changes", 1)
         given = p.get("method_args", {})
         meant = as_meant(p.get("method", ""), p.get("preset", "default"), given, changes)
-        return p if meant == given else {**p, "method_args": meant}
+        options = p.get("model_args", {})
+        network = options_as_meant(p.get("model", ""), options, self.about.get("image_size", 0), changes)
+        new = ({"method_args": meant} if meant != given else {}) | ({"model_args": network} if network != options else {})
+        return {**p, **new} if new else p
 
     @cached_property
     def tracker(self) -> Tracker | None:

@@ -17,7 +17,7 @@ from . import experiment
 from .core import InputError, rng_state, set_rng_state, unknown
 from .methods import hyperparameters
 from .runs import tidy
-from .training import load_checkpoint, train
+from .training import load_checkpoint
 
 # %% ../nbs/46_steer.ipynb #movable
 MOVABLE = dict(lr="learning rate", alpha="α, weight of the distillation", temperature="T, temperature")
@@ -67,11 +67,9 @@ class Session:
     def __init__(self, parameters: dict,              # as those of the notebook `train`; or {"resume": id}
                  tell=lambda session: None):          # called after every change, from the thread
         e = experiment.prepare(parameters, set(parameters))
-        self.data = experiment.load(e)
-        net, method = experiment.start(e, self.data)
+        self.data = e.load()
+        self.training = e.start(self.data, bar=False, steering=True)
         self.run, self.device, self.tell = e.run, e.device, tell
-        self.training = train(net, method, self.data, e.recipe, device=e.device, checkpoint=e.run.checkpoint,
-                              resume="auto", bar=False)
         self.training.progress = Meter(self)
         self.state, self.error, self.thread = "ready", "", None
         self.images, self.held, self.told = 0, 0., 0.   # of the present epoch; seconds held; when it told

@@ -21,7 +21,7 @@ from .core import settings, unknown
 from .experiment import run_experiment
 from .parameters import Param, parameters_of, read_yaml
 from .runs import Run
-from .sweep import Cell, cell_id, cells, read_grid
+from .grid import Cell, cell_id, cells, read_grid
 
 # %% ../nbs/67_studies.ipynb #question
 @dataclass(frozen=True)

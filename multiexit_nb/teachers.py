@@ -21,7 +21,9 @@ def with_stages(net: nn.Module, whose: str) -> MultiExitNet:
     "The network, if there are stages to look at. Raises InputError if there are none."
     if isinstance(net, MultiExitNet):
         return net
-    raise InputError(f"{whose} must be one network with stages, which {getattr(net, 'name', type(net).__name__)} is not")
+    raise InputError(
+        f"{whose} must be one network with stages, which {getattr(net, 'name', type(net).__name__)} is not"
+    )
 
 # %% ../nbs/32_teachers.ipynb #stage-maps
 def stage_maps(net: MultiExitNet, x: Tensor) -> list[Tensor]:

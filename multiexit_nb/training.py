@@ -83,7 +83,9 @@ def check_identity(path, saved: dict, now: dict):
         if was == is_:
             continue
         if k == "shapes":
-            raise InputError(f"the checkpoint {path} holds weights of other shapes than this {now['network']}")
+            raise InputError(
+                f"the checkpoint {path} holds weights of other shapes than this {now['network']}"
+            )
         if isinstance(was, dict):
             names = [n for n in {**was, **is_} if was.get(n) != is_.get(n)]
             changes = ", ".join(f"{n}={was.get(n)!r} (now {is_.get(n)!r})" for n in names)
@@ -102,10 +104,10 @@ class Training:
         self.checkpoint, self.bar = checkpoint and Path(checkpoint), bar
         self.epoch, self.records = 0, []
         self.best = dict(epoch=0, score=-math.inf, net=None, method=None)
-        self.steps_per_epoch = len(data.train)//recipe.batch_size or 1   # a split smaller than a batch is one step
+        self.steps_per_epoch = len(data.train)//recipe.batch_size or 1   # at least one
         phases = method.ready(net, recipe.label_smoothing).phases(net)
-        self.plan = [(p, p.epochs or recipe.epochs) for p in phases]     # each with a schedule over its epochs
-        self.total, self.phase = sum(n for _, n in self.plan), 0    # epochs of all phases; the one that runs, from 0
+        self.plan = [(p, p.epochs or recipe.epochs) for p in phases]   # each has its schedule
+        self.total, self.phase = sum(n for _, n in self.plan), 0    # all epochs; the phase that runs
         self.decided, self.identity = None, identity(net, method, data, recipe)
         self.watch = None                           # of the epoch that runs; who steers looks at it
         self.meta = None                            # validation images a method may learn from
@@ -181,8 +183,12 @@ def set_out(self: Training, p: Phase):
 @patch
 def start(self: Training, saved: dict | None) -> Training:
     "Decide what is auto, enter the phase, and take over a checkpoint."
+
     def batch():
-        return next(training_batches(self.data, self.recipe, 1, self.device, "unlabelled" in self.method.needs))
+        return next(
+            training_batches(self.data, self.recipe, 1, self.device, "unlabelled" in self.method.needs)
+        )
+
     phase = saved.get("phase", 0) if saved else 0
     self.enter(phase, begin=not saved)
     if saved:
@@ -194,11 +200,16 @@ def start(self: Training, saved: dict | None) -> Training:
     if saved:
         self.restore(saved)
     else:
-        seed_everything((self.recipe.seed + 1_000_003*rank) % 2**32)
+        seed_everything((self.recipe.seed + 1_000_003 * rank) % 2**32)
         self.save()
-    images = self.steps_per_epoch*self.recipe.batch_size
-    self.progress = progress(total=images*self.total, initial=images*self.epoch, desc="training", unit="img",
-                             disable=not self.bar or rank > 0)
+    images = self.steps_per_epoch * self.recipe.batch_size
+    self.progress = progress(
+        total=images * self.total,
+        initial=images * self.epoch,
+        desc="training",
+        unit="img",
+        disable=not self.bar or rank > 0,
+    )
     return self
 
 # %% ../nbs/43_training.ipynb #state
@@ -207,7 +218,8 @@ def state(self: Training) -> dict:
     "All that resuming needs, as tensors and plain values."
     net, method = ({k: v.detach().cpu() for k, v in m.state_dict().items()} for m in (self.net, self.method))
     scaler = self.accelerator.scaler
-    return dict(identity=self.identity, decided=dataclasses.asdict(self.decided), epoch=self.epoch, phase=self.phase,
+    return dict(identity=self.identity, decided=dataclasses.asdict(self.decided),
+                epoch=self.epoch, phase=self.phase,
                 records=self.records, best=self.best, net=net, method=method,
                 optimizer=self.optimizer.optimizer.state_dict(),
                 scaler=scaler.state_dict() if scaler else {}, rng=of_each(rng_state()))
@@ -239,22 +251,26 @@ def restore(self: Training, s: dict):
 @patch
 def keep_best(self: Training, record: dict):
     "Remember the weights of the epoch that counts (`select`)."
-    if self.phase < len(self.plan) - 1:      # an earlier phase trains something else
+    if self.phase < len(self.plan) - 1:  # an earlier phase trains something else
         return
     score = record["epoch"]
     if self.recipe.select == "best-test":
         score = record["test"]["top1"][-1]
     elif self.recipe.select == "best-val":
-        score = sum(record["val"]["top1"])/len(record["val"]["top1"])
+        score = sum(record["val"]["top1"]) / len(record["val"]["top1"])
     if score > self.best["score"]:
-        net, method = ({k: v.detach().cpu().clone() for k, v in m.state_dict().items()} for m in (self.net, self.method))
+        net, method = (
+            {k: v.detach().cpu().clone() for k, v in m.state_dict().items()} for m in (self.net, self.method)
+        )
         self.best = dict(epoch=record["epoch"], score=score, net=net, method=method)
 
 @patch
 def load_best(self: Training) -> int:
     "Put the selected epoch's weights into the network and the method; the epoch's number."
     if self.best["net"] is None:
-        raise InputError("no epoch has been trained yet" + (", of the last phase" if len(self.plan) > 1 else ""))
+        raise InputError(
+            "no epoch has been trained yet" + (", of the last phase" if len(self.plan) > 1 else "")
+        )
     self.net.load_state_dict(self.best["net"])
     self.method.load_state_dict(self.best["method"])
     return self.best["epoch"]
@@ -283,17 +299,19 @@ def join(device: torch.device) -> torch.device:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return device
     from accelerate import PartialState
+
     return PartialState(cpu=device.type == "cpu").device
 
 def accelerator(device: torch.device, precision: str):
     "Accelerate's Accelerator for this device and precision."
     from accelerate import Accelerator, DistributedDataParallelKwargs
     from accelerate.state import AcceleratorState
+
     if not torch.distributed.is_initialized():
         AcceleratorState._reset_state(reset_partial_state=True)
     if device.index is not None and device.type == "cuda":
         torch.cuda.set_device(device)
-    unused = DistributedDataParallelKwargs(find_unused_parameters=True)    # the baseline leaves heads untrained
+    unused = DistributedDataParallelKwargs(find_unused_parameters=True)  # the baseline leaves heads untrained
     mixed = {"fp32": "no"}.get(precision, precision)
     return Accelerator(cpu=device.type == "cpu", mixed_precision=mixed, kwargs_handlers=[unused])
 
@@ -302,18 +320,21 @@ def endless(split: Split, size: int, epoch: int, seed: int, **where) -> Iterator
     "Batches of a split over and over, in new orders, for as long as one epoch of another split asks."
     turn = 0
     while True:
-        yield from split.batches(max(1, size), epoch=f"{epoch}.{turn}", seed=seed, drop_last=True, shared=True, **where)
+        yield from split.batches(
+            max(1, size), epoch=f"{epoch}.{turn}", seed=seed, drop_last=True, shared=True, **where
+        )
         turn += 1
 
-def training_batches(data: Splits, recipe: Recipe, epoch: int, device,
-                     unlabelled: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
+def training_batches(
+    data: Splits, recipe: Recipe, epoch: int, device, unlabelled: bool = False
+) -> Iterator[tuple[Tensor, Tensor]]:
     "Shuffled, augmented batches of one epoch, each followed by unlabelled images (label −1) if asked for."
     r, where = recipe, dict(device=device, drop_last=True)
     labelled = data.train.batches(r.batch_size, epoch=epoch, seed=r.seed, shared=True, **where)
     if not unlabelled:
         yield from labelled
         return
-    more = endless(data.unlabelled, round(r.batch_size*r.unlabelled_ratio), epoch, r.seed, device=device)
+    more = endless(data.unlabelled, round(r.batch_size * r.unlabelled_ratio), epoch, r.seed, device=device)
     for (x, y), (u, v) in zip(labelled, more, strict=False):
         yield torch.cat([x, u]), torch.cat([y, v])
 
@@ -356,7 +377,9 @@ class Watch:
 # %% ../nbs/43_training.ipynb #steps
 def _step(t: Training, x, y, lr: float, number: int, meta: Iterator, more: Iterator) -> Step:
     "What a method may look at before the optimizer moves."
-    exact = t.decided.precision == "fp32"      # else the gradients are of lower precision than the method works in
+    exact = (
+        t.decided.precision == "fp32"
+    )  # else the gradients are of lower precision than the method works in
     grads = {k: p.grad for k, p in t.net.named_parameters() if p.grad is not None} if exact else None
     return Step(t.net, x, y, lr, number, *next(meta), grads, draw=lambda: (*next(more), *next(meta)))
 
@@ -365,18 +388,22 @@ def take_steps(self: Training) -> float:
     "The steps of the next epoch; the last learning rate."
     r, n, epoch = self.recipe, self.steps_per_epoch, self.epoch + 1
     epochs, done = self.plan[self.phase][1], self.place(self.epoch)[1]
-    meta = endless(self.meta, r.batch_size, epoch, r.seed, augment=False, device=self.device) if self.meta else None
+    meta = (
+        endless(self.meta, r.batch_size, epoch, r.seed, augment=False, device=self.device)
+        if self.meta
+        else None
+    )
     more = endless(self.data.train, r.batch_size, -epoch, r.seed, device=self.device) if self.meta else None
     batches = training_batches(self.data, r, epoch, self.device, "unlabelled" in self.method.needs)
     for i, (x, y) in enumerate(batches):
-        lr = learning_rate(r, done*n + i, n, epochs)
+        lr = learning_rate(r, done * n + i, n, epochs)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         terms, out = self.objective(x.contiguous(memory_format=layout(self.decided.channels_last)), y)
         self.watch.step(terms, out, y)
         self.accelerator.backward(sum(terms.values()))
         if meta:
-            self.method.before_step(_step(self, x, y, lr, self.epoch*n + i, meta, more))
+            self.method.before_step(_step(self, x, y, lr, self.epoch * n + i, meta, more))
         if r.clip_norm:
             self.accelerator.clip_grad_norm_(self.objective.parameters(), r.clip_norm)
         self.optimizer.step()
@@ -399,10 +426,19 @@ def run_epoch(self: Training) -> dict:
     if not all(bool(torch.isfinite(v).all()) for v in phase.learner.state_dict().values()):
         raise Diverged(f"weights are not finite after the last step of epoch {self.epoch + 1}")
     named = {"phase": phase.name} if len(self.plan) > 1 else {}
-    speed = watch.images*rank_and_size()[1]/seconds
-    record = dict(epoch=self.epoch + 1, epochs=self.total, **named, lr=lr, seconds=seconds, images_per_second=speed,
-                  memory_gb=_memory(self.device), train=train, method=to_json(self.method.record()))
-    splits = ["val"]*bool(len(self.data.val)) + ["test"]*(self.recipe.select == "best-test")
+    speed = watch.images * rank_and_size()[1] / seconds
+    record = dict(
+        epoch=self.epoch + 1,
+        epochs=self.total,
+        **named,
+        lr=lr,
+        seconds=seconds,
+        images_per_second=speed,
+        memory_gb=_memory(self.device),
+        train=train,
+        method=to_json(self.method.record()),
+    )
+    splits = ["val"] * bool(len(self.data.val)) + ["test"] * (self.recipe.select == "best-test")
     return record | {s: self.score(s) for s in splits}
 
 @patch
@@ -430,11 +466,15 @@ def check_data(method: nn.Module, data: Splits, recipe: Recipe):
     "Raises InputError if a method or a recipe needs images that there are not."
     if recipe.select == "best-val" and not len(data.val):
         raise InputError("select='best-val' needs validation images: val_per_class is 0")
-    if "val" in method.needs and len(data.val) < 2*data.num_classes:
-        raise InputError(f"{method.name} learns from validation images, at least 2 of each class: set val_per_class, "
-                         "or take more images_per_class")
+    if "val" in method.needs and len(data.val) < 2 * data.num_classes:
+        raise InputError(
+            f"{method.name} learns from validation images, at least 2 of each class: set val_per_class, "
+            "or take more images_per_class"
+        )
     if "unlabelled" in method.needs and not len(data.unlabelled):
-        raise InputError(f"{method.name} was made for unlabelled images, but {data.name} has none: set images_per_class")
+        raise InputError(
+            f"{method.name} was made for unlabelled images, but {data.name} has none: set images_per_class"
+        )
 
 # %% ../nbs/43_training.ipynb #train
 def train(net: nn.Module,             # a MultiExitNet
@@ -446,7 +486,7 @@ def train(net: nn.Module,             # a MultiExitNet
           resume: bool | str = False, # go on from the checkpoint; "auto": if there is one
           bar: bool = True            # one progress bar for the whole training
          ) -> Training:
-    "Train; iterating yields one plain record per epoch. `load_best()` then puts the selected weights in place."
+    "Train; iterating yields one plain record per epoch. `load_best()` puts the selected weights in place."
     check_value("resume", resume, resume in (True, False, "auto"), "True, False or 'auto'")
     check_data(method, data, recipe)
     there = checkpoint is not None and exists(checkpoint)

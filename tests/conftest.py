@@ -12,9 +12,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")     # read when torch starts, here
 
 import pytest
 from lab_page import serve
+from project import ROOT, copy_to
 from tiny import make_run
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(autouse=True)
@@ -34,6 +33,12 @@ def tiny_run(own_folders):
 def finished_run(tiny_run):
     "One finished run, by mate, of two epochs."
     return tiny_run()
+
+
+@pytest.fixture
+def copy(tmp_path) -> Path:
+    "A copy of the project that a test may change."
+    return copy_to(tmp_path/"copy")
 
 
 @pytest.fixture(scope="module")

@@ -23,6 +23,11 @@ def until(condition, seconds=90):
         time.sleep(0.02)
 
 
+def save_rows(lab) -> list:
+    "The rows of buttons that keep a figure and its table, of a lab without a browser."
+    return [w for w in lab.stage.children if "mx-save" in w._dom_classes]
+
+
 @contextlib.contextmanager
 def serve(folder, home, **env):
     "JupyterLab over a folder, with a home of its own: its address (the token is t)."
@@ -51,8 +56,8 @@ def serve(folder, home, **env):
 
 
 @contextlib.contextmanager
-def notebook(address, name, theme="light", width=1500, height=1500):
-    "A notebook opened and run: the page, and lists of page errors and of requests that went to another host."
+def notebook(address, name, theme="light", width=1500, height=1500, files=False):
+    "A notebook opened and run (with `files` beside JupyterLab's list of files): the page, and lists of page errors and of requests elsewhere."
     from playwright.sync_api import sync_playwright
     errors, elsewhere = [], []
     with sync_playwright() as play:
@@ -65,7 +70,8 @@ def notebook(address, name, theme="light", width=1500, height=1500):
         page.evaluate("window.jupyterapp.restored")
         page.evaluate(f"window.jupyterapp.commands.execute('apputils:change-theme', {{theme: 'JupyterLab {theme.title()}'}})")   # it is remembered
         page.evaluate("""async () => { const w = window.jupyterapp.shell.currentWidget; await w.context.ready; await w.sessionContext.ready;
-                         window.jupyterapp.commands.execute('application:toggle-left-area');
                          window.jupyterapp.commands.execute('notebook:run-all-cells'); }""")
+        if not files:
+            page.evaluate("window.jupyterapp.commands.execute('application:toggle-left-area')")
         try: yield page, errors, elsewhere
         finally: browser.close()

@@ -92,12 +92,12 @@ def test_rdm_in_jupyterlab(labs, theme, tmp_path):
         page.wait_for_function(f"{title}.includes('correlation')", timeout=60_000)
         listed(page, "distance").select_option("cosine")
         page.wait_for_function(f"{title}.includes('cosine')", timeout=30_000)
-        listed(page, "beside it").select_option(index=2)
+        listed(page, "beside").select_option(index=2)
         drawn(page, 0, 4)
         says(page, "branchynet, exit 4, before")
         listed(page, "order").focus()
         page.keyboard.press("ArrowDown")            # JupyterLab leaves it to the list
-        page.wait_for_function("!document.querySelectorAll('.js-plotly-plot')[0].querySelector('.xtick')", timeout=30_000)    # classes are mixed: no names
+        page.wait_for_function("document.querySelectorAll('.js-plotly-plot')[0].querySelectorAll('.xtick text').length > 12", timeout=30_000)    # classes are mixed: names of some rows
         assert listed(page, "order").input_value() == "by similarity"
         listed(page, "exit").select_option("exit 1")
         says(page, "exit 1, after")
@@ -112,10 +112,13 @@ def test_confusion_in_jupyterlab(labs, theme, tmp_path):
     with notebook(labs, f"confusion-{theme}.ipynb", theme, height=1500) as (page, errors, elsewhere):
         says(page, "Images of a cell")
         drawn(page, 1, 1)
+        page.locator("label:has-text('mistakes only') input").uncheck()
         page.wait_for_timeout(1500)
         click_cell(page, 0, 6, 6)
         says(page, "6, rightly recognised")
         page.wait_for_function("document.querySelectorAll('img[title^=\"image\"]').length > 3 && [...document.querySelectorAll('img[title^=\"image\"]')].every(i => i.title.endsWith(': 6'))")
+        page.locator("button:has-text('two exits')").click()
+        page.wait_for_timeout(1500)
         click_cell(page, 1, 1, 0)
         says(page, "only exit 4 right")
         page.screenshot(path=tmp_path/f"confusion-{theme}.png")
@@ -129,6 +132,7 @@ def test_confusion_in_jupyterlab(labs, theme, tmp_path):
         says(page, "0, rightly recognised")
         page.locator("button[title='the next images']").click()
         says(page, "13 to 24 shown")
+        page.locator("button:has-text('mistakes')").first.click()
         listed(page, "exit").select_option("exit 4")
         page.wait_for_function("document.querySelectorAll('.js-plotly-plot .gtitle')[0].textContent.startsWith('Exit 4')")
         click_cell(page, 0, 3, 3)

@@ -174,10 +174,10 @@ def test_paths_that_are_none(kind, path):
 
 # ---------------------------------------------------------------- numbers
 @pytest.mark.parametrize("given, match", [
-    (dict(image_size=10**5), "image_size=100000: expected 4 … 1024 pixels"),
-    (dict(image_size=10**400), "expected 4 … 1024 pixels"),
-    (dict(image_size=0), "expected 4 … 1024 pixels"),
-    (dict(image_size=32.), "expected 4 … 1024 pixels"),
+    (dict(image_size=10**5), "image_size=100000: expected 4 … 4096 pixels"),
+    (dict(image_size=10**400), "expected 4 … 4096 pixels"),
+    (dict(image_size=0), "expected 4 … 4096 pixels"),
+    (dict(image_size=32.), "expected 4 … 4096 pixels"),
     (dict(image_size=512), "at most 256 pixels"),
     (dict(split_seed=2**64), "expected a whole number below 2⁶⁴"),
     (dict(split_seed="1"), "expected a whole number below 2⁶⁴"),
@@ -192,7 +192,7 @@ def test_numbers_out_of_range(given, match):
 
 @pytest.mark.parametrize("size", [10**5, 10**30, -1])
 def test_a_size_is_checked_before_data_are_loaded(size):
-    with pytest.raises(InputError, match="expected 4 … 1024 pixels"):
+    with pytest.raises(InputError, match="expected 4 … 4096 pixels"):
         dataset_info("cifar100", image_size=size)
 
 

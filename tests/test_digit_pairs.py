@@ -56,3 +56,19 @@ def test_labels_can_be_fewer_or_all(pairs):
         load_dataset("digit_pairs", images_per_class=151)
     assert has_unlabelled("digit_pairs") and has_unlabelled("digits", 20) and not has_unlabelled("digits")
     assert load_dataset("digit_pairs", image_size=16).image_size == 16
+
+
+def test_a_semi_supervised_method_finds_its_images(monkeypatch):
+    from multiexit_nb import experiment
+    found, make = [], experiment.objective
+
+    def watched(*args):
+        found.append(make(*args))
+        return found[-1]
+
+    monkeypatch.setattr(experiment, "objective", watched)
+    given = dict(dataset="digit_pairs", method="dbt")
+    experiment.prepare(given, set(given))      # the checks are of the method that will be trained
+    assert "unlabelled" in found[0].needs
+    experiment.prepare(dict(dataset="digits", method="dbt"))
+    assert "unlabelled" not in found[1].needs

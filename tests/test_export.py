@@ -11,11 +11,9 @@ import torch
 from multiexit_nb import experiment, export
 from multiexit_nb.core import InputError
 from multiexit_nb.export import (
-    FinishedNet,
     confidence,
     exit_rule,
     export_net,
-    hub_class,
     latency,
     load_exported,
     need,
@@ -25,12 +23,12 @@ from multiexit_nb.export import (
     segments,
     softmax,
 )
+from multiexit_nb.finished import FinishedNet, hub_class
 from multiexit_nb.inference import early_exit
 from multiexit_nb.models import create_model
 from multiexit_nb.outputs import Outputs
 from multiexit_nb.policies import Policy
 from multiexit_nb.runs import Run
-from multiexit_nb.trainer import train
 
 NETS = {"tiny": dict(at=(1, 3)), "resnet8": dict(at=(1,)), "msdnet": dict(num_exits=2, channels=4, growth=2)}
 CRITERIA = ("max", "entropy", "margin", "patience")
@@ -350,10 +348,10 @@ def test_from_a_run_to_files(tmp_path):
     parameters = dict(dataset="digits", images_per_class=14, model="tiny", exits="sepconv", model_args=dict(at=[2]), method="mate", epochs=1,
                       batch_size=64, precision="fp32", channels_last="false")
     e = experiment.prepare(parameters, set(parameters))
-    data = experiment.load(e)
-    net, method = experiment.start(e, data)
-    t = train(net, method, data, e.recipe, device=e.device, checkpoint=e.run.checkpoint, resume="auto", bar=False)
-    for _ in t: e.run.log(t)
+    data = e.load()
+    t = e.start(data, bar=False)
+    for _ in e.epochs(t):
+        pass
     e.run.finish(t)
     done = FinishedNet.of_run(Run.load(e.run.id), data, thresholds=.9)
     assert not done.training and done.rule["classes"] == list(map(str, data.class_names)) and done.rule["mean"] == data.train.mean.tolist()

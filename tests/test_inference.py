@@ -26,6 +26,7 @@ from multiexit_nb.inference import (
     measure_early_exit,
 )
 from multiexit_nb.models import create_model, list_models
+from multiexit_nb.msdnet import MSDNet
 from multiexit_nb.outputs import Outputs, list_criteria
 from multiexit_nb.policies import (
     P_VALUES,
@@ -425,7 +426,9 @@ def test_real_is_simulated_for_every_criterion_and_batch_size(net, criterion):
 def batches_seen(net, x, policy):
     "How many images each stage and each head gets."
     seen, hooks = {}, []
-    for kind, modules in (("stage", net.backbone.stages), ("head", net.heads)):
+    stages = net.backbone.stages
+    ends = [s[-1].scales[-1] for s in stages] if isinstance(net.backbone, MSDNet) else stages     # the coarsest scale
+    for kind, modules in (("stage", ends), ("head", net.heads)):
         for i, m in enumerate(modules, 1):
             def note(_, args, out, key=(kind, i)): seen[key] = len(args[0][-1] if isinstance(args[0], list) else args[0])
             hooks.append(m.register_forward_hook(note))

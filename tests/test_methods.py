@@ -4,6 +4,7 @@ A new method is covered by the contract as soon as it is registered. Its objecti
 if there is one for it in `REFERENCE`."""
 import copy
 import inspect
+import json
 import math
 import socket
 from dataclasses import replace
@@ -36,7 +37,8 @@ from multiexit_nb.methods import (
 from multiexit_nb.methods.hdkd import Adam, onto_simplex
 from multiexit_nb.methods.mate import mix_teachers
 from multiexit_nb.parameters import Param
-from multiexit_nb.toy import ToyNet, toy_run
+from multiexit_nb.runs import Run
+from multiexit_nb.toy import ToyNet, pulls, toy_run
 
 M, B, K, D = 3, 6, 5, 16
 PAIRS = [(n, p) for n in list_methods() for p in _discover()[n].presets]
@@ -418,11 +420,29 @@ def test_what_a_run_meant_before_a_change_it_means_after_it():
     assert all_as_meant("mate", {"alpha": 1.}, CHANGES) == {"alpha": 1.}
 
 
+def test_a_run_recorded_before_the_changes_is_read_as_it_was(tmp_path):
+    "Its params.json knows no number of changes."
+    parameters = dict(dataset="digits", model="msdnet", model_args={"step": 2}, method="mate", preset="paper", method_args={"alpha": 1.})
+    (tmp_path/"params.json").write_text(json.dumps(dict(parameters=parameters, num_classes=10, image_size=96)))
+    now = Run.load(tmp_path).parameters
+    assert now["method_args"] == {"alpha": 1., "t_squared": True} and now["model_args"] == {"step": 2, "stem": "imagenet"}
+    assert {k: v for k, v in now.items() if not k.endswith("_args")} == {k: v for k, v in parameters.items() if not k.endswith("_args")}
+
+
 def test_mate_takes_a_network_in_float64():
     (out, y), method = outputs(), make("mate", dtype=torch.float32)
     got, want = method.loss(out, y), make("mate").loss(out, y)
     for k in want:
         torch.testing.assert_close(got[k].double(), want[k].double(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name,preset", PAIRS)
+def test_what_a_distillation_weighs_is_a_number(name, preset):
+    "Exits without a teacher get nothing from it."
+    method, pull = make(name, preset), pulls(name, preset)
+    assert len(pull) == 3 and all(math.isfinite(p) and p >= 0 for p in pull)
+    if not method.needs_teacher() and name != "imta":     # whose second phase has one
+        assert [p > 0 for p in pull] == [len(t) > 0 for t in method.teacher_logits(outputs()[0])]
 
 
 def test_every_preset_names_a_recipe_that_some_method_owns():

@@ -11,7 +11,8 @@ from multiexit_nb.attach import attach_exits
 from multiexit_nb.backbones import Backbone
 from multiexit_nb.core import InputError
 from multiexit_nb.exits import GlobalPool, Head, MultiExitNet, plain_gradient, scale_gradient
-from multiexit_nb.export import FinishedNet, segments
+from multiexit_nb.export import segments
+from multiexit_nb.finished import FinishedNet
 from multiexit_nb.inference import early_exit
 from multiexit_nb.methods import Method, Step, create_method, list_methods
 from multiexit_nb.models import create_model, model_options

@@ -460,6 +460,13 @@ def test_wrong_cuts_are_one_line(make, at, kw, message):
     assert message in str(e.value) and "\n" not in str(e.value)
 
 
+def test_the_free_msdnet_asks_for_scales_where_images_are_large():
+    "It would have ImageNet's stem with the scales and widths of CIFAR."
+    with pytest.raises(InputError, match="stem='auto': expected .*msdnet_hdkd_imagenet"):
+        create_model("msdnet", 10, 224)
+    assert on_meta("msdnet", "{}", 10, 224, stem="imagenet").image_size == 224
+
+
 @pytest.mark.parametrize("name", ["swin_t", "swin_v2_t"])
 def test_maps_with_their_channels_last_are_refused(name):
     "Heads on (B, H, W, C) would be built over the height."
@@ -479,3 +486,29 @@ def test_every_network_takes_its_smallest_image():
         smallest = register_backbone[name].info["min_size"]
         with ShapesOnly(), torch.device("meta"): net = register_backbone[name](smallest)
         assert all(min(size) >= 1 for _, *size in stage_shapes(net, smallest))
+
+
+@pytest.mark.parametrize("name", ["msdnet", "msdnet_dbt_cifar", "msdnet_dbt_cifar_code", "msdnet_hdkd_cifar"])
+def test_fine_scales_of_msdnet_wait_until_they_are_needed(name, monkeypatch):
+    "From exit to exit: what the whole pass gives, and no cell is computed twice or for nothing."
+    net, x = create_model(name, 10).eval().backbone, torch.randn(2, 3, 32, 32)
+    computed, forward = [], Cell.forward
+    monkeypatch.setattr(Cell, "forward", lambda self, *x: computed.append(self) or forward(self, *x))
+
+    def cells(state, stage, done=0):
+        computed.clear()
+        state = net.upto(state, stage, done=done)
+        return state, list(computed)
+
+    with torch.no_grad():
+        maps, state, at_once, so_far = net(x), x, [], []
+        for stage in range(1, len(net.stages) + 1):
+            state, new = cells(state, stage, stage - 1)
+            so_far += new
+            torch.testing.assert_close(state[-1], maps[stage - 1][-1])
+            alone, needed = cells(x, stage)
+            torch.testing.assert_close(alone[-1], maps[stage - 1][-1])
+            assert len(set(so_far)) == len(so_far) and set(so_far) == set(needed)
+            at_once.append(len(needed))
+    there = sum(isinstance(c, Cell) for c in net.modules())
+    assert len(state) == 1 and at_once == sorted(at_once) and at_once[-1] <= there

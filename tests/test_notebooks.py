@@ -29,8 +29,10 @@ def run_notebook(path: str) -> tuple[bool, str]:
     "Run one notebook; whether it went through, and its traceback."
     from nbdev.test import test_nb as run_nb  # the alias keeps pytest from collecting it
     sys.__stderr__, kept = io.StringIO(), sys.__stderr__   # where nbdev writes the traceback
-    try: return run_nb(path, skip_flags=FLAGS, basepath=ROOT)[0], sys.__stderr__.getvalue()
-    finally: sys.__stderr__ = kept
+    try:
+        return run_nb(path, skip_flags=FLAGS, basepath=ROOT)[0], sys.__stderr__.getvalue()
+    finally:
+        sys.__stderr__ = kept
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,8 @@ import pytest
 from multiexit_nb import experiment, sweep, trainer
 from multiexit_nb.core import InputError
 from multiexit_nb.experiment import PARAMETERS, check_parameters, prepare, recipe_of
-from multiexit_nb.parameters import LARGEST, Param, Parameter, parameters_of, read_parameters, read_yaml
+from multiexit_nb.methods import list_methods, register
+from multiexit_nb.parameters import LARGEST, Param, Parameter, numbers_in, parameters_of, read_parameters, read_yaml
 from multiexit_nb.recipe import Recipe
 from multiexit_nb.runs import Run
 
@@ -101,6 +102,16 @@ def test_every_number_of_an_experiment_has_an_upper_bound():
             if p.kind in (int, float):
                 with pytest.raises(InputError):
                     p.check(n)
+
+
+@pytest.mark.parametrize("method", list_methods())
+def test_hyperparameters_are_parameters(method):
+    for p in parameters_of(register[method]).values():
+        assert p.doc, p.name
+        assert p.check(p.default) == (list(p.default) if isinstance(p.default, tuple) else p.default)
+        if numbers_in(p.default):
+            with pytest.raises(InputError):
+                p.check(1e308)
 
 
 # ---- a notebook's cell ----

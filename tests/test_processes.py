@@ -56,7 +56,8 @@ def near(a, b):
     "Equal to rounding; the moments of a hypergradient to a third of their size, for rounding at a ReLU's kink turns whole units of a gradient on and off."
     assert far({k: v for k, v in a.items() if not k.startswith("adam.")}, {k: v for k, v in b.items() if not k.startswith("adam.")}) < 1e-4
     for k in a:
-        if k.startswith("adam."): assert (a[k] - b[k]).abs().max() <= 0.3*a[k].abs().max(), k
+        if k.startswith("adam."):
+            assert (a[k] - b[k]).abs().max() <= 0.3*a[k].abs().max(), k
     return True
 
 

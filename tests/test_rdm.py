@@ -14,7 +14,6 @@ from scipy.spatial.distance import pdist, squareform
 from multiexit_nb import experiment
 from multiexit_nb.analysis import rdm
 from multiexit_nb.core import InputError, MultiExitOutput
-from multiexit_nb.trainer import train
 
 RNG = np.random.default_rng(0)
 Y = np.repeat([4, 0, 2], 10)
@@ -139,9 +138,10 @@ def run(tmp_path_factory):
         m.setenv("MULTIEXIT_DEVICE", "cpu")
         p = dict(dataset="digits", images_per_class=14, model="tiny", exits="sepconv", method="mate", epochs=1, batch_size=64, precision="fp32", channels_last="false")
         e = experiment.prepare(p, set(p))
-        data = experiment.load(e)
-        t = train(*experiment.start(e, data), data, e.recipe, device=e.device, bar=False)
-        for _ in t: e.run.log(t)
+        data = e.load()
+        t = e.start(data, bar=False)
+        for _ in e.epochs(t):
+            pass
         e.run.finish(t)
         yield e.run, data
 

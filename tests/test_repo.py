@@ -1,78 +1,40 @@
 "The repository keeps its promises: notebooks are the only source, clean, small, on their floors; the wheel is whole; the README is true."
 import ast
 import configparser
-import fnmatch
 import json
-import os
 import re
 import shutil
-import subprocess
 import sys
 import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+from project import (
+    BIN,
+    ROOT,
+    code_cells,
+    is_reference,
+    load,
+    notebooks,
+    project_files,
+    run,
+    source,
+    tree,
+    worked_examples,
+)
 
-ROOT = Path(__file__).resolve().parent.parent
 PYPROJECT = tomllib.loads((ROOT/"pyproject.toml").read_text())
 VERSION = re.search(r'__version__ = "(.+?)"', (ROOT/"multiexit_nb"/"__init__.py").read_text())[1]
 BATCH = {"train", "sweep", "report", "benchmark", "study"}   # notebooks run by papermill; with labs/ they keep no outputs
-BIN = Path(sys.executable).parent
-
-
-# ---------------------------------------------------------------- helpers
-def ignored(path: str, folder: bool) -> bool:
-    "Does .gitignore leave out `path` (relative, posix)? The patterns used there: /anchored, folder/, name, *.glob."
-    lines = [line.strip() for line in (ROOT/".gitignore").read_text().splitlines()]
-    for p in [line for line in lines if line and not line.startswith("#")] + [".git"]:
-        target = path if p.startswith("/") else path.rsplit("/", 1)[-1]
-        if (folder or not p.endswith("/")) and fnmatch.fnmatch(target, p.strip("/")): return True
-    return False
-
-
-def project_files() -> list[str]:
-    "What a commit of everything would hold, without asking git: relative posix paths."
-    found = []
-    for folder, subs, names in os.walk(ROOT):
-        at = Path(folder).relative_to(ROOT)
-        subs[:] = sorted(s for s in subs if not ignored((at/s).as_posix(), True) and not (Path(folder)/s/"pyvenv.cfg").exists())
-        found += [(at/n).as_posix() for n in sorted(names) if not ignored((at/n).as_posix(), False)]
-    return found
-
-
-def notebooks() -> list[str]: return [f for f in project_files() if f.startswith("nbs/") and f.endswith(".ipynb")]
-def is_reference(f: str) -> bool: return bool(re.match(r"nbs/(\d\d_|datasets/|methods/|index)", f))
-def load(f: str, root: Path = ROOT) -> dict: return json.loads((root/f).read_text(encoding="utf-8"))
-def source(cell: dict) -> str: return "".join(cell["source"])
-def code_cells(nb: dict) -> list[dict]: return [c for c in nb["cells"] if c["cell_type"] == "code"]
-
-
-def tree(root: Path, files) -> dict[str, bytes]: return {f: (root/f).read_bytes() for f in files if (root/f).is_file()}
-
-
-def run(*command, cwd, **env):
-    "Run a command without the caller's Python path and nbdev's test mode; its output, or an assertion with all of it."
-    clean = {k: v for k, v in os.environ.items() if k not in ("IN_TEST", "PYTHONPATH", "MULTIEXIT_ROOT")}
-    p = subprocess.run([str(c) for c in command], cwd=cwd, env=clean | env, text=True, capture_output=True, stdin=subprocess.DEVNULL)
-    assert p.returncode == 0, f"{command}: exit {p.returncode}\n{p.stdout}\n{p.stderr}"
-    return p.stdout
-
-
-@pytest.fixture
-def copy(tmp_path) -> Path:
-    "A copy of the project that a test may change."
-    for f in project_files():
-        (tmp_path/"copy"/f).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(ROOT/f, tmp_path/"copy"/f)
-    return tmp_path/"copy"
 
 
 # ---------------------------------------------------------------- the notebooks are the only source
 def test_exported_modules_are_the_notebooks(copy):
     modules = [f for f in project_files() if f.startswith("multiexit_nb/")]
     for f in modules:   # what no notebook writes again is then missing
-        if f != "multiexit_nb/__init__.py": (copy/f).unlink()
+        if f != "multiexit_nb/__init__.py":
+            (copy/f).unlink()
     run(BIN/"nbdev-export", cwd=copy)
     after = tree(copy, [p.relative_to(copy).as_posix() for p in (copy/"multiexit_nb").rglob("*.py")])
     before = tree(ROOT, modules)
@@ -130,7 +92,8 @@ def test_ruff_finds_nothing():
 def floor(f: str) -> int | None:
     "The number a notebook stands on: its own, 19 for a data set, 39 for a method (on all of 1x, 3x); None above all (train, labs)."
     m = re.match(r"nbs/(\d\d)_", f)
-    if m: return int(m[1])
+    if m:
+        return int(m[1])
     return next((n for folder, n in (("datasets", 19), ("methods", 39)) if f.startswith(f"nbs/{folder}/")), None)
 
 
@@ -138,8 +101,10 @@ def imported_modules(code: str) -> set[str]:
     "Dotted names under multiexit_nb that a piece of code imports."
     names = set()
     for node in ast.walk(ast.parse(re.sub(r"(?m)^\s*[%!].*$", "pass", code))):
-        if isinstance(node, ast.Import): names |= {a.name for a in node.names}
-        if isinstance(node, ast.ImportFrom) and node.module: names |= {node.module} | {f"{node.module}.{a.name}" for a in node.names}
+        if isinstance(node, ast.Import):
+            names |= {a.name for a in node.names}
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module} | {f"{node.module}.{a.name}" for a in node.names}
     return {n for n in names if n.split(".")[0] == "multiexit_nb"}
 
 
@@ -149,12 +114,16 @@ def against_the_floors(nbs: dict[str, dict]) -> list[str]:
     module = {"multiexit_nb." + m[1].removesuffix(".__init__"): f for f, m in exports.items() if m}
     wrong = []
     for f, nb in nbs.items():
-        if floor(f) is None: continue
+        if floor(f) is None:
+            continue
         for name in {n for c in code_cells(nb) for n in imported_modules(source(c))}:
             other = module.get(name)
-            if other and other != f and (floor(other) is None or floor(other) >= floor(f)): wrong.append(f"{f} imports {name} of {other}")
-            if other or name == "multiexit_nb.__version__" or any(m.startswith(f"{name}.") for m in module): continue   # a package of modules
-            if module.get(name.rpartition(".")[0]) is None: wrong.append(f"{f} imports {name}: no notebook exports it")
+            if other and other != f and (floor(other) is None or floor(other) >= floor(f)):
+                wrong.append(f"{f} imports {name} of {other}")
+            if other or name == "multiexit_nb.__version__" or any(m.startswith(f"{name}.") for m in module):
+                continue   # a package of modules
+            if module.get(name.rpartition(".")[0]) is None:
+                wrong.append(f"{f} imports {name}: no notebook exports it")
     return wrong
 
 
@@ -186,7 +155,8 @@ def test_top_level_is_as_agreed():
 def test_settings_are_documented_and_read(tmp_path, monkeypatch):
     from multiexit_nb.core import settings
     lines = (ROOT/"settings.ini").read_text().splitlines()
-    ini = configparser.ConfigParser(); ini.read(ROOT/"settings.ini")
+    ini = configparser.ConfigParser()
+    ini.read(ROOT/"settings.ini")
     assert ini.sections() == [PYPROJECT["project"]["name"]], "packaging and nbdev belong into pyproject.toml"
     entries = dict(ini["multiexit_nb"])
     for name in entries:
@@ -206,10 +176,14 @@ def test_settings_are_documented_and_read(tmp_path, monkeypatch):
 def test_defaults_are_those_of_settings_ini(tmp_path, monkeypatch):
     "An installed wheel has no settings.ini: it must behave as the checkout's does."
     from multiexit_nb.core import settings
-    for name in settings(): monkeypatch.delenv(f"MULTIEXIT_{name.upper()}", raising=False)
+    for name in settings():
+        monkeypatch.delenv(f"MULTIEXIT_{name.upper()}", raising=False)
     def relative(): return {k: v.relative_to(root) if isinstance(v, Path) else v for k, v in settings().items()}
-    root = ROOT; monkeypatch.setenv("MULTIEXIT_ROOT", str(root)); ours = relative()
-    root = tmp_path; monkeypatch.setenv("MULTIEXIT_ROOT", str(root))
+    root = ROOT
+    monkeypatch.setenv("MULTIEXIT_ROOT", str(root))
+    ours = relative()
+    root = tmp_path
+    monkeypatch.setenv("MULTIEXIT_ROOT", str(root))
     assert relative() == ours
 
 
@@ -220,8 +194,10 @@ def test_no_machine_paths():
     assert MACHINE_PATH.search("see " + "/".join(["", "home", "me"])) and not MACHINE_PATH.search("https://x.org/" + "home/a")
     found = []
     for f in project_files():
-        try: text = (ROOT/f).read_text(encoding="utf-8")
-        except UnicodeDecodeError: continue
+        try:
+            text = (ROOT/f).read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            continue
         found += [f"{f}: {line.strip()[:120]}" for line in text.splitlines() if MACHINE_PATH.search(line)]
     assert not found
 
@@ -261,7 +237,8 @@ def test_entry_point_and_requirements():
     dist = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}
     found = {}
     for f in project_files():
-        if not (f.startswith("multiexit_nb/") and f.endswith(".py")): continue
+        if not (f.startswith("multiexit_nb/") and f.endswith(".py")):
+            continue
         for node in ast.walk(ast.parse((ROOT/f).read_text())):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
             found |= {n.split(".")[0]: f for n in names if n.split(".")[0] not in sys.stdlib_module_names | {"multiexit_nb"}}
@@ -299,7 +276,8 @@ def test_presets_name_recipes():
     from multiexit_nb.trainer import Recipe, list_recipes
     named = {preset_recipe(m, p): f"{m}/{p}" for m in list_methods() for p in register[m].presets}
     assert set(named) - {None} and not {r: where for r, where in named.items() if r and r not in list_recipes()}
-    for r in set(named) - {None}: Recipe.preset(r)
+    for r in set(named) - {None}:
+        Recipe.preset(r)
 
 
 def test_links_lead_somewhere():
@@ -307,7 +285,8 @@ def test_links_lead_somewhere():
     for f in [f for f in project_files() if f.endswith(".md")] + ["nbs/index.ipynb"]:
         text = "\n".join(source(c) for c in load(f)["cells"] if c["cell_type"] == "markdown") if f.endswith(".ipynb") else (ROOT/f).read_text()
         for link in re.findall(r"\]\((?!https?:|mailto:|#)([^)#\s]+)", text):
-            if not (ROOT/f).parent.joinpath(link).exists(): wrong.append(f"{f}: {link}")
+            if not (ROOT/f).parent.joinpath(link).exists():
+                wrong.append(f"{f}: {link}")
     assert not wrong
 
 
@@ -327,15 +306,9 @@ def test_published_tables_are_as_described():
         assert t.metric.notna().all() and t.model_id.notna().all()
 
 
-def worked_examples() -> dict[str, str]:
-    "The Python blocks of CONTRIBUTING.md by the heading they stand under."
-    parts = re.split(r"(?m)^## (.+)$", (ROOT/"CONTRIBUTING.md").read_text())
-    return {head: "\n".join(re.findall(r"(?ms)^```python\n(.*?)^```", body)) for head, body in zip(parts[1::2], parts[2::2], strict=True)}
-
-
 @pytest.mark.parametrize("kind", ["A method", "A backbone", "A data set"])
 def test_worked_examples_run(kind, tmp_path):
-    code = worked_examples()[kind]
+    code = "\n".join(worked_examples()[kind])
     assert "test_eq(" in code, "the example checks itself"
     (tmp_path/"example.py").write_text(code)
     run(sys.executable, "example.py", cwd=tmp_path, MULTIEXIT_DATASETS=str(tmp_path), MULTIEXIT_RUNS=str(tmp_path), OMP_NUM_THREADS="1")

@@ -13,7 +13,6 @@ from multiexit_nb.core import InputError
 from multiexit_nb.data import load_dataset
 from multiexit_nb.methods import describe_method, list_methods
 from multiexit_nb.runs import Run, list_runs, published, published_for, tidy
-from multiexit_nb.trainer import train
 
 TINY = dict(dataset="digits", images_per_class=14, model="tiny", exits="sepconv", method="mate", epochs=2, batch_size=64, precision="fp32",
             channels_last="false")
@@ -21,12 +20,12 @@ TINY = dict(dataset="digits", images_per_class=14, model="tiny", exits="sepconv"
 
 def finished(**kw):
     e = experiment.prepare({**TINY, **kw}, set(TINY) | set(kw))
-    data = experiment.load(e)
-    net, method = experiment.start(e, data)
-    t = train(net, method, data, e.recipe, device=e.device, checkpoint=e.run.checkpoint, resume="auto", bar=False)
-    for _ in t: e.run.log(t)
+    data = e.load()
+    t = e.start(data, bar=False)
+    for _ in e.epochs(t):
+        pass
     e.run.finish(t)
-    return e.run, net, data
+    return e.run, t.net, data
 
 
 def test_a_run_answers_without_training():
@@ -64,9 +63,7 @@ def test_a_finished_run_is_not_scored_again():
     run, _, _ = finished()
     before = (run.path/"result.json").read_bytes()
     e = experiment.prepare({**TINY, "resume": run.id}, {"resume"})
-    data = experiment.load(e)
-    net, method = experiment.start(e, data)
-    t = train(net, method, data, e.recipe, device=e.device, checkpoint=e.run.checkpoint, resume="auto", bar=False)
+    t = e.start(e.load(), bar=False)
     assert list(t) == [] and e.run.finish(t)["test"] == run.result["test"]
     assert (run.path/"result.json").read_bytes() == before
 
@@ -135,8 +132,7 @@ def test_every_method_passes_the_check_and_starts(method, teacher):
         shutil.copytree(teacher, Path(experiment.settings()["runs"])/teacher.name)
         p["method_args"] = {"teacher": teacher.name}
     e = experiment.prepare(p, set(p))
-    data = experiment.load(e)
-    t = train(*experiment.start(e, data), data, e.recipe, device=e.device, bar=False)
+    t = e.start(e.load(), bar=False)
     losses = next(t)["train"]["loss"]
     assert t.method.name == method and losses and all(math.isfinite(v) for v in losses.values())
 
@@ -160,8 +156,7 @@ def told(run):
 def test_tensorboard_shows_the_history_also_after_a_resume(monkeypatch):
     pytest.importorskip("tensorboard")
     e = experiment.prepare({**TINY, "epochs": 3, "tracker": "tensorboard"}, set(TINY))
-    data = experiment.load(e)
-    t = train(*experiment.start(e, data), data, e.recipe, device=e.device, checkpoint=e.run.checkpoint, bar=False)
+    t = e.start(e.load(), bar=False)
     next(t), e.run.log(t), next(t)           # the second epoch was never told: killed before that
     run = experiment.run_experiment({"resume": e.run.id}, {"resume"}, bar=False)
     shown, h = told(run), run.history
@@ -216,5 +211,5 @@ def test_no_unlabelled_images_if_their_share_is_none(tmp_path, monkeypatch):
     for ratio, needs in ((0., set()), (1., {"unlabelled"})):
         p = dict(dataset="digits", images_per_class=20, model="tiny", exits="sepconv", method="dbt", unlabelled_ratio=ratio)
         e = experiment.prepare(p, set(p))
-        _, method = experiment.start(e, experiment.load(e))
+        _, method = e.build(e.load())
         assert method.needs == needs and bool(method.task.num_unlabelled) == bool(needs)

@@ -13,10 +13,11 @@ import pytest
 import yaml
 from lab_page import until
 
-from multiexit_nb import experiment, sweep
+from multiexit_nb import experiment, sweep, workers
 from multiexit_nb.core import InputError
-from multiexit_nb.runs import Run
-from multiexit_nb.sweep import Cell, Desk, Sweep, cells, checked, read_grid
+from multiexit_nb.grid import Cell, RunsFolder, cells, read_grid
+from multiexit_nb.runs import Run, check_id
+from multiexit_nb.sweep import Sweep, checked
 
 ROOT = Path(__file__).resolve().parent.parent
 STAND_IN = """
@@ -103,6 +104,48 @@ def test_wrong_grids_are_one_line_before_anything_starts(wrong, says, tmp_path, 
         assert sweep.main([str(tmp_path/"g.yaml")]) == 1
         err = capsys.readouterr().err
         assert err.startswith("InputError: ") and err.count("\n") == 1
+
+
+NO_GRID = ["base: [1]", "base: words", "runs: words", "runs: [a]", "runs: {a: 1}", "grid: [1]", "grid: words", "grid: {seed: 3}", "1: 2",
+           "base: {1: 2}", "runs: [{method_args: 3}]", "base: {method_args: [1]}", "- 1", "3", "", "base: {lr: 1e400}", "\x00"]
+
+
+@pytest.mark.parametrize("text", NO_GRID)
+def test_maps_that_are_none_are_one_line(text, tmp_path):
+    (tmp_path/"g.yaml").write_text(text)
+    with pytest.raises(InputError) as e:
+        checked(read_grid(tmp_path/"g.yaml"))
+    assert "\n" not in str(e.value)
+
+
+def test_every_cell_of_every_grid_has_an_id_that_a_run_can_have():
+    files = [*(ROOT/"data").glob("sweeps/*/*.yaml")]
+    ids = [c.id for f in files for c in cells(read_grid(f))]
+    assert any("+" in i for i in ids) and all(check_id(i) == i for i in ids)
+
+
+def test_a_cohort_is_trained_in_a_sweep(tmp_path):
+    "Its name has a plus, and so has its run's."
+    p = dict(dataset="digits", images_per_class=14, epochs=1, batch_size=64, precision="fp32", channels_last="false", exits="none")
+    s = Sweep(dict(base=p, runs=[dict(method="dml", model="resnet8+resnet8")]), tmp_path/"runs").run(1)
+    assert s.counts() == {"finished": 1} and "resnet8+resnet8" in s.cells[0].id
+
+
+def test_a_damaged_run_is_a_failed_cell_with_its_line(stand_in):
+    s = Sweep(grid(("mate",), (0,)), stand_in).run(1, every=0.05)
+    (stand_in/s.cells[0].id/"manifest.json").write_text('{"result.json": ["x"]}')
+    (stand_in/s.cells[0].id/"result.json").unlink()
+    again = Sweep(grid(("mate",), (0,)), stand_in)
+    assert again.counts() == {"failed": 1} and "result.json is damaged: it is missing" in again.error(again.cells[0])
+
+
+def test_a_cluster_started_here_is_not_open_to_all():
+    pytest.importorskip("dask_jobqueue")
+    with pytest.warns(UserWarning, match="open: who reaches its port can run code"):
+        open_to_all = workers.secured(dict(queue="gpu", security=False))
+    assert open_to_all["scheduler_options"]["dashboard_address"] == "127.0.0.1:0" and "security" not in open_to_all
+    safe = workers.secured(dict(security=True, scheduler_options=dict(host="10.0.0.1")), "shared")
+    assert safe["security"] is True and safe["shared_temp_directory"] == "shared" and safe["scheduler_options"]["host"] == "10.0.0.1"
 
 
 def test_not_yaml(tmp_path, capsys):
@@ -232,25 +275,25 @@ def test_what_auto_comes_to_holds_for_all_of_a_kind(stand_in):
 
 
 def test_a_lock_ends_with_its_process(tmp_path):
-    desk, cell = Desk(tmp_path), Cell({}, "x")
-    code = f"import sys,time; from multiexit_nb.sweep import Cell, Desk; from pathlib import Path; lock = Desk(Path({str(tmp_path)!r})).lock(Cell({{}}, 'x')); lock.acquire(); print('held', flush=True); time.sleep(60)"
+    folder, cell = RunsFolder(tmp_path), Cell({}, "x")
+    code = f"import sys,time; from multiexit_nb.grid import Cell, RunsFolder; from pathlib import Path; lock = RunsFolder(Path({str(tmp_path)!r})).lock(Cell({{}}, 'x')); lock.acquire(); print('held', flush=True); time.sleep(60)"
     p = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT)
-    assert p.stdout.readline() == "held\n" and desk.state(cell) == "running" and sweep.work(cell, str(tmp_path)) == "taken"
+    assert p.stdout.readline() == "held\n" and folder.state(cell) == "running" and sweep.work(cell, str(tmp_path)) == "taken"
     p.kill(); p.wait()
-    assert desk.state(cell) == "waiting"
+    assert folder.state(cell) == "waiting"
 
 
 def test_seats_threads_and_gpus(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    with sweep.local_pool(3, []) as (_, seats):
+    with workers.local_pool(3, []) as (_, seats):
         assert [s["CUDA_VISIBLE_DEVICES"] for s in seats] == ["2", "5", "2"] and {s["OMP_NUM_THREADS"] for s in seats} == {str(max(1, os.cpu_count()//3))}
-    assert sweep.seat_env(seats[0], Cell({"device": "cpu"}, "x")) == {"OMP_NUM_THREADS": seats[0]["OMP_NUM_THREADS"]} and "CUDA_VISIBLE_DEVICES" in sweep.seat_env(seats[0], Cell({}, "x"))
+    assert workers.seat_env(seats[0], "cpu") == {"OMP_NUM_THREADS": seats[0]["OMP_NUM_THREADS"]} and "CUDA_VISIBLE_DEVICES" in workers.seat_env(seats[0])
     monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
-    many = [Cell({}, str(i)) for i in range(9)]
-    assert sweep.num_workers(many) == 3 and sweep.num_workers(many[:2]) == 2
-    assert sweep.num_workers([Cell({"device": "cpu"}, "x")]*99) <= os.cpu_count()
-    with pytest.raises(InputError, match="workers=-1"), sweep.local_pool(-1, []): pass
+    many = ["auto"]*9
+    assert workers.num_workers(many) == 3 and workers.num_workers(many[:2]) == 2
+    assert workers.num_workers(["cpu"]*99) <= os.cpu_count()
+    with pytest.raises(InputError, match="workers=-1"), workers.local_pool(-1, []): pass
 
 
 # ---- clusters ----
@@ -258,14 +301,14 @@ def test_seats_threads_and_gpus(monkeypatch):
 def test_the_job_that_a_cluster_would_get(tmp_path):
     pytest.importorskip("dask_jobqueue")
     (tmp_path/"slurm.yaml").write_text("kind: slurm\njobs: 4\ncores: 8\nmemory: 32GB\nqueue: gpu\nwalltime: '12:00:00'\njob_extra_directives: ['--gres=gpu:1']")
-    with sweep.cluster_of(sweep.read_cluster(str(tmp_path/"slurm.yaml"))) as cluster: script = cluster.job_script()
+    with workers.cluster_of(workers.read_cluster(str(tmp_path/"slurm.yaml"))) as cluster: script = cluster.job_script()
     for line in ("#SBATCH -p gpu", "#SBATCH --cpus-per-task=8", "#SBATCH --mem=30G", "#SBATCH -t 12:00:00", "#SBATCH --gres=gpu:1", "distributed.cli.dask_worker"):
         assert line in script
-    with pytest.raises(InputError, match="unknown kind of cluster 'slrum'. Did you mean 'slurm'"): sweep.cluster_of(dict(kind="slrum"))
-    with pytest.raises(InputError, match="pbs cluster"): sweep.cluster_of(dict(kind="pbs", coars=3))
+    with pytest.raises(InputError, match="unknown kind of cluster 'slrum'. Did you mean 'slurm'"): workers.cluster_of(dict(kind="slrum"))
+    with pytest.raises(InputError, match="pbs cluster"): workers.cluster_of(dict(kind="pbs", coars=3))
     for where, says in (("nowhere.yaml", "expected the address of a Dask scheduler"), (str(tmp_path/"bad.yaml"), "a map with kind")):
         (tmp_path/"bad.yaml").write_text("jobs: 3")
-        with pytest.raises(InputError, match=says), sweep.cluster_pool(where): pass
+        with pytest.raises(InputError, match=says), workers.cluster_pool(where): pass
 
 
 @pytest.mark.slow
@@ -293,7 +336,7 @@ def test_a_dask_cluster_of_which_a_worker_is_killed(stand_in, monkeypatch):
     finally:
         for s in started: s.kill()
     monkeypatch.setattr(sys, "argv", ["x"])
-    with pytest.raises(InputError, match="no Dask scheduler at tcp://127.0.0.1:9"), sweep.cluster_pool("tcp://127.0.0.1:9"): pass
+    with pytest.raises(InputError, match="no Dask scheduler at tcp://127.0.0.1:9"), workers.cluster_pool("tcp://127.0.0.1:9"): pass
 
 
 # ---- the real notebook ----

@@ -134,9 +134,8 @@ def test_runs_teach_by_name(data, tmp_path, monkeypatch):
     base = dict(dataset="digits", images_per_class=12, model="tiny", exits="none", epochs=1, batch_size=16, **PLAIN)
     def go(method, finish=True, **kw):
         e = experiment.prepare({**base, "method": method, **kw}, set(base))
-        loaded = experiment.load(e)
-        t = train(*experiment.start(e, loaded), loaded, e.recipe, device="cpu", bar=False, checkpoint=e.run.checkpoint)
-        list(t)
+        t = e.start(e.load(), bar=False)
+        list(e.epochs(t))
         if finish: e.run.save(t)
         return e.run
     teacher, open_run = go("baseline", run_id="big"), go("baseline", finish=False, run_id="open")
@@ -171,7 +170,7 @@ def parameters(name, big, **kw):
 def test_a_finished_run_rebuilds_the_network_that_was_tested(name, big):
     p = parameters(name, big)
     run = Run.load(experiment.run_experiment(p, set(p), bar=False).id)
-    kept, data = run.outputs(), experiment.load(experiment.prepare(p, set(p)))
+    kept, data = run.outputs(), experiment.prepare(p, set(p)).load()
     x, y = next(data.test.batches(len(data.test)))
     with torch.no_grad(): z = run.model()(x).logits
     torch.testing.assert_close(z, kept["logits"], atol=.02, rtol=2e-3)     # float16
@@ -192,8 +191,7 @@ def test_every_preset_starts_with_its_schedule(name, preset, big, data):
     e = experiment.prepare(p, {"epochs", "batch_size", "precision", "channels_last"})
     want = Recipe.preset(preset_recipe(name, preset), **PLAIN, epochs=1, batch_size=32)
     assert e.recipe == want and (want != Recipe(epochs=1, batch_size=32, **PLAIN)) == (name != "mate")   # whose own is its length
-    splits = experiment.load(e)
-    t = train(*experiment.start(e, splits), splits, e.recipe, device="cpu", bar=False)
+    t = e.start(e.load(), bar=False)
     assert all(math.isfinite(v) for v in next(t)["train"]["loss"].values()) and t.method.preset == preset
     assert t.optimizer.param_groups[0]["weight_decay"] == want.weight_decay and t.optimizer.param_groups[0]["nesterov"] == want.nesterov
 

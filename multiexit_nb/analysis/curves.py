@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['exit_curves', 'scored_split', 'plot_accuracy', 'plot_losses', 'plot_cost', 'learned_names', 'matrices', 'matrix_at',
-           'plot_matrix', 'plot_entries', 'plot_series', 'plot_learned', 'grid', 'panels', 'add_line']
+           'plot_matrix', 'plot_entries', 'plot_series', 'plot_learned', 'grid', 'panels', 'add_line', 'Panels']
 
 # %% ../../nbs/51_curves.ipynb #c02
 import re
@@ -61,7 +61,7 @@ def plot_cost(cost: list[int],    # multiply-adds of each exit for one image
     return fig.update_xaxes(rangemode="tozero", exponentformat="SI", range=[0, 1.12*max(cost)])
 
 # %% ../../nbs/51_curves.ipynb #learned-names
-_SCORES = {"top1", "top5", "anytime", "ce", "lr", "seconds", "images_per_second", "memory_gb"}
+_SCORES = {"top1", "top5", "anytime", "anytime_logits", "ce", "lr", "seconds", "images_per_second", "memory_gb"}
 
 def learned_names(history) -> dict[str, str]:
     "What the method logged: name → 'scalar', 'vector' or 'matrix'."
@@ -165,3 +165,23 @@ def add_line(fig, name: str, x, values,            # values: a list per seed, of
                     line=dict(color=exit_colours(n)[i], dash=_DASHES[i % 6], width=2), marker=dict(symbol=MARKERS[i % len(MARKERS)], size=7),
                     error_y=dict(array=pm, thickness=1, width=3) if pm is not None else None,
                     **{} if panel is None else dict(row=panel//cols + 1, col=panel % cols + 1))
+
+# %% ../../nbs/51_curves.ipynb #panels-class
+class Panels:
+    "Panels side by side that share their lines: a name has one colour, dash and marker, and is told once."
+    def __init__(self, titles, names, title: str, x: str, y: str, rows: int = 1, height: int = 380, shared: bool = True):
+        self.names, self.cols = list(dict.fromkeys(names)), -(-len(titles)//rows)
+        self.fig = panels(list(titles), title, x, y, rows, height, shared)
+
+    def line(self, panel: int, name: str, x, values,    # a list per seed, each as long as x
+             bars: str = "std",                         # or "se", 1.96 standard errors; "" for none
+             smooth: bool = False):
+        "A line of means over seeds into a panel (from 0), with its spread where there are several."
+        v, i, told = np.asarray(values, float), self.names.index(name), {t.name for t in self.fig.data}
+        pm = v.std(0, ddof=1)*(1.96/len(v)**.5 if bars == "se" else 1) if len(v) > 1 and bars and not smooth else None
+        self.fig.add_scatter(x=list(x), y=v.mean(0), name=name, legendgroup=name, showlegend=name not in told,
+                             mode="lines" if smooth and len(x) > 8 else "lines+markers",
+                             line=dict(color=exit_colours(len(self.names))[i], dash=_DASHES[i % 6], width=2),
+                             marker=dict(symbol=MARKERS[i % len(MARKERS)], size=7),
+                             error_y=dict(array=pm, thickness=1, width=3) if pm is not None else None,
+                             row=panel//self.cols + 1, col=panel % self.cols + 1)

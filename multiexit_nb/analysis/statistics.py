@@ -15,7 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..arms import REPLICATE, arm_names, arm_of, dataset_of, finished_runs, replicate_of, settings_of
+from ..arms import (REPLICATE, arm_names, arm_of, dataset_of, finished_runs, replicate_of,
+                               settings_of)
 from ..core import InputError, atomic_write, check_value, unknown
 from ..text import markdown
 
@@ -28,7 +29,7 @@ def mark_of(run) -> str:
 def results(runs=None,                # as for `finished_runs`
             which: str = "test"       # "test": of the selected weights; "test_last": of the last epoch
             ):
-    "One row per run, exit and metric (top1, top5, anytime, in %): dataset, model, method (the arm), seed, value, …"
+    "One row per run, exit and metric (top1, top5, anytime, in %); method is the name of the arm."
     import pandas as pd
     check_value("which", which, which in ("test", "test_last"), "'test' or 'test_last'")
     runs, rows = finished_runs(runs), []
@@ -40,12 +41,13 @@ def results(runs=None,                # as for `finished_runs`
                  for k in ("top1", "top5", "anytime") for m, v in enumerate(scores.get(k, []), 1)]
     columns = ["run", "dataset", "model", "method", "seed", "marked", "exit", "metric", "value"]
     table = pd.DataFrame(rows, columns=columns)
-    return table.drop_duplicates(["dataset", "model", "method", "seed", "exit", "metric"], keep="last", ignore_index=True)
+    return table.drop_duplicates(["dataset", "model", "method", "seed", "exit", "metric"], keep="last",
+                                 ignore_index=True)
 
 # %% ../../nbs/58_statistics.ipynb #spread
 def spread(values,           # one per seed
            kind: str = "std"):
-    "std; ci: half of Student's 95 % interval of the mean; se: 1.96 standard errors. NaN for fewer than two values."
+    "std; ci: half of Student's 95 % interval; se: 1.96 standard errors. NaN for fewer than two values."
     from scipy import stats
     check_value("spread", kind, kind in ("std", "ci", "se"), "'std', 'ci' or 'se'")
     x = np.asarray(values, float)
@@ -66,7 +68,7 @@ def accuracy_interval(percent: float, images: int) -> tuple[float, float]:
 
 # %% ../../nbs/58_statistics.ipynb #summary
 def summary(results):   # of `results()`
-    "Over seeds: n, mean, std, half the 95 % interval (ci), 1.96 standard errors (se) of each arm, exit and metric; the runs."
+    "Over seeds, for each arm, exit and metric: n, mean, std, ci and se (as `spread`), and the runs."
     import pandas as pd
     keys = ["dataset", "model", "method", "exit", "metric"]
     rows = []
@@ -99,7 +101,7 @@ def paired_p(d,                # differences, one per seed
 
 # %% ../../nbs/58_statistics.ipynb #least-difference
 def least_difference(d, questions: int = 1) -> float:   # d: differences, one per seed
-    "The true difference that a study like this one finds in 80 % of cases at 5 %, over so many questions; NaN for one seed."
+    "The true difference that a study like this finds in 80 % of cases at 5 %; NaN for one seed."
     from scipy import stats
     d = np.asarray(d, float)
     if len(d) < 2:
@@ -119,11 +121,12 @@ def _difference(d, test: str) -> dict:
 def paired_tests(results,              # of `results()`
                  against: str = "",    # compare all others with this arm; "": every pair
                  test: str = "t", metric: str = "top1"):
-    "Method minus other, exit by exit over shared seeds: difference, 95 % interval, p, and p after Holm's correction."
+    "Method minus other, exit by exit over shared seeds: difference, 95 % interval, p, p after Holm."
     import pandas as pd
     if against and against not in set(results.method):
         raise unknown("method to compare with:", against, set(results.method))
-    columns = ["dataset", "model", "metric", "method", "other", "exit", "n", "difference", "ci", "p", "p_holm"]
+    columns = ["dataset", "model", "metric", "method", "other", "exit", "n", "difference", "ci", "p",
+               "p_holm"]
     parts = []
     for (data, model), g in results[results.metric == metric].groupby(["dataset", "model"], sort=False):
         values = g.pivot_table(index="seed", columns=["method", "exit"], values="value")
@@ -140,7 +143,7 @@ def paired_tests(results,              # of `results()`
 def primary_tests(results,              # of `results()`
                   against: str = "",    # the arm to compare with; "": the first
                   test: str = "t", metric: str = "top1"):
-    "One question per method: the mean over exits, minus that of one arm; with the least difference that could be found."
+    "One question per method: the mean over exits, minus one arm's; and the least difference to be found."
     import pandas as pd
     chosen = results[results.metric == metric]
     mean = chosen.groupby(["dataset", "model", "method", "seed"], sort=False).value.mean().reset_index()
@@ -156,9 +159,9 @@ def primary_tests(results,              # of `results()`
 
 # %% ../../nbs/58_statistics.ipynb #tex
 _TEX = {"\\": r"\textbackslash{}", **{c: "\\" + c for c in "&%$#_{}"}, "~": r"\textasciitilde{}",
-        "^": r"\textasciicircum{}", "±": r"$\pm$", "–": "--", "−": "$-$", "α": r"$\alpha$", "β": r"$\beta$",
-        "γ": r"$\gamma$", "τ": r"$\tau$", "≥": r"$\ge$", "≤": r"$\le$", "×": r"$\times$", ">": r"$>$", "<": r"$<$",
-        "…": r"\dots{}", "→": r"$\to$", "†": r"$\dagger$"}
+        "^": r"\textasciicircum{}", "±": r"$\pm$", "–": "--", "−": "$-$", "α": r"$\alpha$",
+        "β": r"$\beta$", "γ": r"$\gamma$", "τ": r"$\tau$", "≥": r"$\ge$", "≤": r"$\le$", "×": r"$\times$",
+        ">": r"$>$", "<": r"$<$", "…": r"\dots{}", "→": r"$\to$", "†": r"$\dagger$"}
 
 def tex(text) -> str:
     "Text as LaTeX."
@@ -194,7 +197,8 @@ class Table:
 # %% ../../nbs/58_statistics.ipynb #table-markdown
 def _cell_markdown(text) -> str:
     "Text letter by letter; a number and its spread stay on one line."
-    text = re.sub("&#(177|8722|8224|8804|8805|167);", lambda m: chr(int(m[1])), markdown(text, 10**5))    # ± − † ≤ ≥ §
+    text = re.sub("&#(177|8722|8224|8804|8805|167);", lambda m: chr(int(m[1])),
+                  markdown(text, 10**5))    # ± − † ≤ ≥ §
     return re.sub(r" (±|=|<|&#60;) ", "\u00a0\\1\u00a0", text)
 
 def table_markdown(table: Table) -> str:
@@ -219,8 +223,8 @@ def table_latex(table: Table) -> str:
     caption = tex(" ".join([table.title + ".", *table.notes]))
     columns = "l"*left + "r"*(len(head) - left)
     return "\n".join([r"\begin{table}", r"\centering", rf"\caption{{{caption}}}", rf"\label{{tab:{label}}}",
-                      rf"\begin{{tabular}}{{{columns}}}", r"\toprule", " & ".join(head) + r" \\", r"\midrule", *lines,
-                      r"\bottomrule", r"\end{tabular}", r"\end{table}", ""])
+                      rf"\begin{{tabular}}{{{columns}}}", r"\toprule", " & ".join(head) + r" \\", r"\midrule",
+                      *lines, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""])
 
 # %% ../../nbs/58_statistics.ipynb #save-table
 FORMATS = dict(md=table_markdown, tex=table_latex, csv=Table.csv)
@@ -249,7 +253,8 @@ def number(mean, pm=float("nan"), digits: int = 2, sign: bool = False) -> str:
 # %% ../../nbs/58_statistics.ipynb #seeds-note
 SPREADS = dict(std="standard deviation over seeds", ci="half the 95 % confidence interval (Student's t)",
                se="1.96 standard errors")
-METRICS = dict(top1="Top-1 accuracy (%)", top5="Top-5 accuracy (%)", anytime="Top-1 of the ensemble of exits 1…m (%)")
+METRICS = dict(top1="Top-1 accuracy (%)", top5="Top-5 accuracy (%)",
+               anytime="Top-1 of the ensemble of exits 1…m (%)")
 
 def seeds_note(counts) -> str:
     "How many seeds stand behind the numbers."
@@ -259,7 +264,7 @@ def seeds_note(counts) -> str:
 
 # %% ../../nbs/58_statistics.ipynb #best-of-row
 def best_of_row(means, half) -> int | None:
-    "The position of the best mean of a row, if it is the best beyond the intervals (of half that width); else None."
+    "The position of the best mean of a row, if it is so beyond the intervals; else None."
     order = np.argsort(np.where(np.isfinite(means), means, -np.inf))[::-1]
     if np.isfinite(means).sum() < 2:
         return None
@@ -280,9 +285,11 @@ def table_by_exit(results, metric: str = "top1", pm: str = "std") -> Table:
     best = [best_of_row(r, h) for r, h in zip(wide("mean").to_numpy(float), half, strict=True)]
     bold = frozenset((i, j) for i, j in enumerate(best) if j is not None)
     shown = wide("cell", cells).fillna("–").rename_axis(index=dict(model="network"), columns=None)
-    notes = [f"± {SPREADS[pm]}, {seeds_note(s.n)}", "Bold: best beyond its 95 % interval and that of the next."]
+    notes = [f"± {SPREADS[pm]}, {seeds_note(s.n)}",
+             "Bold: best beyond its 95 % interval and that of the next."]
     marks = sorted(set(s.marked) - {""})
-    return Table(METRICS.get(metric, metric), shown, s, (*notes, *[f"† {'; '.join(marks)}."]*bool(marks)), bold)
+    return Table(METRICS.get(metric, metric), shown, s, (*notes, *[f"† {'; '.join(marks)}."]*bool(marks)),
+                 bold)
 
 # %% ../../nbs/58_statistics.ipynb #p-text
 def p_text(p: float) -> str:
@@ -301,36 +308,41 @@ def table_of_primary(tests,   # of `primary_tests()`
     cells = tests[index].assign(**columns).set_index(index).rename_axis(index=dict(model="network"))
     bold = frozenset((i, 0) for i, p in enumerate(tests.p_holm) if p < .05)
     name = "paired t-test" if test == "t" else "Wilcoxon's signed ranks"
-    note = (f"Mean over exits, minus that of {', '.join(dict.fromkeys(tests.other))}; ± half the 95 % interval over "
-            f"{seeds_note(tests.n) if len(tests) else 'no seeds.'} p: {name}, after Holm over the rows. "
+    seeds = seeds_note(tests.n) if len(tests) else "no seeds."
+    note = (f"Mean over exits, minus that of {', '.join(dict.fromkeys(tests.other))}; "
+            f"± half the 95 % interval over {seeds} p: {name}, after Holm over the rows. "
             "Could be found: a true difference that large is found in 80 % of such studies.")
     return Table("Primary comparison, percentage points", cells, tests, (note,), bold)
 
 # %% ../../nbs/58_statistics.ipynb #table-of-tests
 def table_of_tests(tests,   # of `paired_tests()`
                    test: str = "t") -> Table:
-    "Rows: pairs of methods; columns: exits; difference ± half the 95 % interval, and p after Holm's correction."
+    "Rows: pairs of methods; columns: exits; difference ± half the 95 % interval, p after Holm."
     cells = [number(d, c, sign=True) + p_text(p)
              for d, c, p in zip(tests.difference, tests.ci, tests.p_holm, strict=True)]
     index = ["dataset", "model", "pair"]
-    t = tests.assign(pair=tests.method + " − " + tests.other, column="exit " + tests.exit.astype(str), cell=cells)
+    t = tests.assign(pair=tests.method + " − " + tests.other, column="exit " + tests.exit.astype(str),
+                     cell=cells)
     wide = t.pivot(index=index, columns="column", values="cell")
     order = list(map(tuple, t[index].drop_duplicates().values))
     wide = wide.loc[order, sorted(set(t.column), key=lambda c: int(c[5:]))].fillna("–")
     sure = {(*key, c) for *key, c in t[t.p_holm < .05][[*index, "column"]].values}
-    bold = frozenset((i, j) for i, k in enumerate(wide.index) for j, c in enumerate(wide.columns) if (*k, c) in sure)
+    bold = frozenset((i, j) for i, k in enumerate(wide.index)
+                     for j, c in enumerate(wide.columns) if (*k, c) in sure)
     name = "paired t-test" if test == "t" else "Wilcoxon's signed ranks (from six seeds)"
-    note = (f"± half the 95 % interval of the difference over {seeds_note(tests.n) if len(tests) else 'no seeds.'} "
-            f"p: {name}, corrected after Holm over all exits and pairs of a data set and network. Bold: p < 0.05.")
+    seeds = seeds_note(tests.n) if len(tests) else "no seeds."
+    note = (f"± half the 95 % interval of the difference over {seeds} p: {name}, corrected after Holm over all "
+            "exits and pairs of a data set and network. Bold: p < 0.05.")
     wide = wide.rename_axis(index=dict(model="network", pair="methods"), columns=None)
     return Table("Differences in percentage points", wide, tests, (note,), bold)
 
 # %% ../../nbs/58_statistics.ipynb #uneven
 def uneven(runs=None) -> list[str]:
-    "Settings other than the method's own in which runs on one data set and network differ: one line for each of these."
+    "In what but the method runs on one data set and network differ: a line for each of these."
     groups, lines = {}, []
     for r in finished_runs(runs):
-        groups.setdefault((dataset_of(r.parameters), r.parameters["model"]), []).append(arm_of(settings_of(r)))
+        where = (dataset_of(r.parameters), r.parameters["model"])
+        groups.setdefault(where, []).append(arm_of(settings_of(r)))
     for (data, model), arms in groups.items():
         keys = sorted(set().union(*arms) - {"method", "preset", "method_args", "dataset", *REPLICATE})
         values = {k: list(dict.fromkeys(str(a[k]) if k in a else "unset" for a in arms)) for k in keys}

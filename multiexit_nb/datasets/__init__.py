@@ -56,8 +56,8 @@ def find_dataset(name: str) -> tuple[Callable, str]:
 
 # %% ../../nbs/13_datasets.ipynb #open-dataset
 def _check_size(size: int | None):
-    ok = size is None or (type(size) is int and 4 <= size <= 1024)
-    check_value("image_size", size, ok, "4 … 1024 pixels")
+    ok = size is None or (type(size) is int and 4 <= size <= 4096)
+    check_value("image_size", size, ok, "4 … 4096 pixels")
 
 def open_dataset(name: str, root=None, image_size: int | None = None, download: bool = False) -> Raw:
     "The data set as it lies on disk. Raises InputError if it is missing or damaged."

@@ -28,11 +28,12 @@ from ..parameters import Parameter, describe_parameters, parameters_of
 @dataclass(frozen=True)
 class Task:
     "What a method is made for. Raises InputError if there can be no such thing."
-    num_exits: int                       # M
-    num_classes: int                     # K
-    feature_dims: tuple[int, ...] = ()   # D_1 … D_M; empty where the network gives no features
-    num_train: int | None = None         # N, labelled training samples
-    num_unlabelled: int = 0              # N′ − N, further samples without labels
+
+    num_exits: int  # M
+    num_classes: int  # K
+    feature_dims: tuple[int, ...] = ()  # D_1 … D_M; empty where the network gives no features
+    num_train: int | None = None  # N, labelled training samples
+    num_unlabelled: int = 0  # N′ − N, further samples without labels
 
     def __post_init__(self):
         lowest = dict(num_exits=1, num_classes=2, num_unlabelled=0)
@@ -42,21 +43,29 @@ class Task:
             value = getattr(self, name)
             check_value(name, value, type(value) is int and value >= low, f"a whole number ≥ {low}")
         widths = self.feature_dims
-        check_value("feature_dims", widths, len(widths) in (0, self.num_exits), f"one width per exit ({self.num_exits})")
+        check_value(
+            "feature_dims",
+            widths,
+            len(widths) in (0, self.num_exits),
+            f"one width per exit ({self.num_exits})",
+        )
 
 # %% ../../nbs/30_method.ipynb #step
 @dataclass(frozen=True)
 class Step:
     "A training step, before the optimizer moves."
+
     net: nn.Module
-    x: Tensor                          # the batch's images
-    targets: Tensor                    # (B,), negative where unlabelled
-    lr: float                          # learning rate of this step
-    number: int = 0                    # steps taken before this one, since the start of training
-    val_x: Tensor | None = None        # validation images, for methods that need "val"
+    x: Tensor  # the batch's images
+    targets: Tensor  # (B,), negative where unlabelled
+    lr: float  # learning rate of this step
+    number: int = 0  # steps taken before this one, since the start of training
+    val_x: Tensor | None = None  # validation images, for methods that need "val"
     val_targets: Tensor | None = None
-    grads: dict | None = None          # name -> gradient of the objective at the current weights, where known; unscaled
-    draw: Callable | None = None       # () -> another pair of batches: x, targets, val_x, val_targets
+    grads: dict | None = (
+        None  # name -> gradient of the objective at the current weights, where known; unscaled
+    )
+    draw: Callable | None = None  # () -> another pair of batches: x, targets, val_x, val_targets
 
     def another(self) -> "Step":
         "The same step with other images, if there are others."
@@ -73,14 +82,15 @@ def nothing(*args) -> dict:
 @dataclass(frozen=True, eq=False)
 class Phase:
     "A part of a training: what learns, from which loss, and what rests meanwhile."
+
     name: str
-    learner: nn.Module           # the network that is run, trained and scored
-    loss: Callable               # (its output, targets, **extra) -> named scalar terms
-    trains: tuple                # modules that the optimizer may touch, as far as they are neither frozen nor at rest
-    extra: Callable = nothing    # images -> what the loss is given beside
-    rests: tuple = ()            # modules whose weights and statistics stay as they are
-    begin: Callable = nothing    # called once, when the phase starts
-    epochs: int = 0              # 0: as many as the recipe says
+    learner: nn.Module  # the network that is run, trained and scored
+    loss: Callable  # (its output, targets, **extra) -> named scalar terms
+    trains: tuple  # modules that the optimizer may touch, as far as they are neither frozen nor at rest
+    extra: Callable = nothing  # images -> what the loss is given beside
+    rests: tuple = ()  # modules whose weights and statistics stay as they are
+    begin: Callable = nothing  # called once, when the phase starts
+    epochs: int = 0  # 0: as many as the recipe says
 
     def parameters(self) -> list[nn.Parameter]:
         "What this phase's optimizer may touch."
@@ -103,14 +113,15 @@ class Phase:
 # %% ../../nbs/30_method.ipynb #method
 class Method(nn.Module):
     "A training objective for a network with exits."
-    presets = {"default": {}}            # name -> hyperparameters that differ from the signature, perhaps a "recipe"
-    recipes = {}                         # the schedules it owns: name -> entries of a recipe that differ from the default
-    earlier = {}                         # number of a change -> {preset: what it made of the hyperparameters before}
-    needs: frozenset = frozenset()       # what it reads beyond logits: "features", "unlabelled", "val", "teacher"
-    reuse = False                        # with "val": whether the images it learns from calibrate thresholds as well
-    label_smoothing = 0.                 # of the cross-entropy
-    name, preset, hyper = "method", "default", types.MappingProxyType({})   # as created
-    outside = student = None             # a `Beside`: the teacher, and the network this method was made ready for
+
+    presets = {"default": {}}  # name -> hyperparameters that differ from the signature, perhaps a "recipe"
+    recipes = {}  # the schedules it owns: name -> entries of a recipe that differ from the default
+    earlier = {}  # number of a change -> {preset: what it made of the hyperparameters before}
+    needs: frozenset = frozenset()  # what it reads beyond logits: "features", "unlabelled", "val", "teacher"
+    reuse = False  # with "val": whether the images it learns from calibrate thresholds as well
+    label_smoothing = 0.0  # of the cross-entropy
+    name, preset, hyper = "method", "default", types.MappingProxyType({})  # as created
+    outside = student = None  # a `Beside`: the teacher, and the network this method was made ready for
 
     def __init__(self, task: Task):
         super().__init__()
@@ -121,8 +132,12 @@ class Method(nn.Module):
         raise TypeError(f"{type(self).__name__} defines no loss")
 
     def forward(self, out, targets, **extra):
-        check_value("num_exits", out.num_exits, out.num_exits == self.task.num_exits,
-                    f"the {self.task.num_exits} exits that {self.name} was made for")
+        check_value(
+            "num_exits",
+            out.num_exits,
+            out.num_exits == self.task.num_exits,
+            f"the {self.task.num_exits} exits that {self.name} was made for",
+        )
         return self.loss(out, targets, **extra)
 
     def ce(self, logits: Tensor, targets: Tensor) -> Tensor:
@@ -157,7 +172,9 @@ def teacher_logits(self: Method, out: MultiExitOutput) -> tuple[Tensor, ...]:
 @patch
 def movable(self: Method) -> dict[str, float]:
     "What may be moved while it trains, with its present value."
-    return {n: v for n, v in vars(self).items() if n in ("alpha", "temperature") and isinstance(v, float | int)}
+    return {
+        n: v for n, v in vars(self).items() if n in ("alpha", "temperature") and isinstance(v, float | int)
+    }
 
 @patch
 def move(self: Method, name: str, value: float):
@@ -198,7 +215,7 @@ def extra(self: Method, x: Tensor) -> dict:
 # %% ../../nbs/30_method.ipynb #ready
 @patch
 def prepare(self: Method, net: nn.Module):
-    "Called once, before anything is trained or loaded: may add modules to network and method, by the hyperparameters alone."
+    "Called once, before anything is trained or loaded: may add modules, by the hyperparameters alone."
 
 @patch
 def phases(self: Method, net: nn.Module) -> tuple[Phase, ...]:
@@ -206,15 +223,21 @@ def phases(self: Method, net: nn.Module) -> tuple[Phase, ...]:
     return (Phase("train", net, self.loss, trains=(net, self), extra=self.extra),)
 
 @patch
-def ready(self: Method, net: nn.Module, label_smoothing: float = 0.) -> Method:
-    "`prepare`, unless that has been done for this network. Raises InputError if they do not fit, or a teacher is missing."
+def ready(self: Method, net: nn.Module, label_smoothing: float = 0.0) -> Method:
+    "`prepare`, once for each network. Raises InputError if they do not fit, or a teacher is missing."
     if self.needs_teacher() and self.teacher_net is None:
-        raise InputError(f"{self.name} needs a teacher: method_args: {{teacher: <run id>}}, or method.set_teacher(net)")
+        raise InputError(
+            f"{self.name} needs a teacher: method_args: {{teacher: <run id>}}, or method.set_teacher(net)"
+        )
     if self.teacher_net is net:
         raise InputError(f"{self.name}: a network cannot be its own teacher; a copy of it can")
     if isinstance(net, MultiExitNet):
-        check_value("num_exits", net.num_exits, net.num_exits == self.task.num_exits,
-                    f"the {self.task.num_exits} exits that {self.name} was made for")
+        check_value(
+            "num_exits",
+            net.num_exits,
+            net.num_exits == self.task.num_exits,
+            f"the {self.task.num_exits} exits that {self.name} was made for",
+        )
     self.label_smoothing = label_smoothing
     if self.student is None or self.student.net is not net:
         self.prepare(net)
@@ -230,7 +253,9 @@ def use_features(self: Method):
         raise InputError(f"{self.name} compares features, and this network gives none")
     if len(set(dims)) > 1:
         widths = ", ".join(map(str, dims))
-        raise InputError(f"{self.name} compares features and needs one width at every exit; here they are {widths}")
+        raise InputError(
+            f"{self.name} compares features and needs one width at every exit; here they are {widths}"
+        )
     self.needs = self.needs | {"features"}
 
 # %% ../../nbs/30_method.ipynb #c30
@@ -295,7 +320,7 @@ def as_meant(name: str, preset: str,
 
 # %% ../../nbs/30_method.ipynb #meant-whole
 def all_as_meant(name: str, values: dict, changes: int = 1) -> dict:
-    "All hyperparameters of a method that was made when there were fewer: new ones have the value that they meant then."
+    "All hyperparameters of a method made when there were fewer: new ones with the value they meant then."
     if name not in _discover() or changes >= CHANGES:
         return values
     new = {k: p.default for k, p in hyperparameters(name).items()}
@@ -328,8 +353,11 @@ def create_method(name: str, *,
 
 # %% ../../nbs/30_method.ipynb #describe-method
 def describe_method(name: str):
-    "A table of the hyperparameters of a method: type, range, default and meaning, and what each preset makes of them."
-    known, table = hyperparameters(name), describe_parameters(hyperparameters(name)).rename_axis("hyperparameter")
+    "A table of a method's hyperparameters: type, range, default, meaning, and what presets make of them."
+    known, table = (
+        hyperparameters(name),
+        describe_parameters(hyperparameters(name)).rename_axis("hyperparameter"),
+    )
     for preset, changes in _discover()[name].presets.items():
         if preset != "default":
             table[preset] = [changes.get(k, "") for k in known]

@@ -19,9 +19,10 @@ from ..parameters import Param
 from ..processes import process_mean
 
 # %% ../../nbs/methods/dbt.ipynb #teacher-matrix
-def teacher_matrix(teachers: str | dict,   # "last", "all-later", or {exit: [its teachers]}, from 1
-                   num_exits: int
-                  ) -> torch.Tensor:       # (M, M): teacher t, student m; columns sum to 1, or 0 where there is none
+def teacher_matrix(
+    teachers: str | dict,  # "last", "all-later", or {exit: [its teachers]}, from 1
+    num_exits: int,
+) -> torch.Tensor:  # (M, M): teacher t, student m; columns sum to 1, or 0 where there is none
     "The weight of each teacher for each exit."
     M, exits = num_exits, range(1, num_exits + 1)
     if teachers == "last":
@@ -77,29 +78,35 @@ class DBT(Method):
                "imagenet": dict(reduction="mean", mu=0.1, recipe="dbt-imagenet"),
                "code": dict(reduction="mean", factor=5., recipe="dbt-cifar-sum"),
                "eed": dict(alpha=None, anneal=False, temperature=3., recipe="eed")}
-    recipes = {"dbt-cifar": dict(epochs=300, batch_size=64, nesterov=True, weight_decay=1e-4, lr=0.5),   # with the mean over exits
+    recipes = {"dbt-cifar": dict(epochs=300, batch_size=64, nesterov=True, weight_decay=1e-4, lr=0.5),
                "dbt-cifar-sum": dict(epochs=300, batch_size=64, nesterov=True, weight_decay=1e-4),
-               "dbt-imagenet": dict(epochs=90, batch_size=256, lr=0.5, nesterov=True, weight_decay=1e-4, milestones=(1/3, 2/3))}
+               "dbt-imagenet": dict(epochs=90, batch_size=256, nesterov=True, weight_decay=1e-4, lr=0.5,
+                                    milestones=(1/3, 2/3))}
 
-    def __init__(self, task, *,
-                 teachers: Annotated[Literal["last", "all-later"] | dict[int, list[int]],
-                                     Param("of each exit: by name, or {exit: [teachers]} from 1")] = "last",
-                 alpha: Annotated[float | None, Param("weight of the distillation; None: 0.1 with kl, 1 with mse", low=0)] = 1.,
-                 distance: Annotated[Literal["kl", "mse"], Param("between logits: τ²·KL, or mean squared error")] = "kl",
-                 temperature: Annotated[float, Param("τ at the start, or throughout without annealing", low=0.1)] = 1.,
-                 anneal: Annotated[bool, Param("raise τ while the teachers are too confident")] = True,
-                 mu: Annotated[float, Param("μ, the confidence above which τ rises", low=0, high=1)] = 0.5,
-                 tau_star: Annotated[float, Param("τ_*, what τ is then multiplied by", low=1)] = 1.05,
-                 confidence: Annotated[Literal["mean-of-max", "max-of-mean"], Param("of several teachers")] = "mean-of-max",
-                 reduction: Annotated[Literal["sum", "mean"], Param("over exits")] = "sum",
-                 factor: Annotated[float, Param("multiplies the whole objective", low=0)] = 1.):
+    def __init__(
+        self, task, *,
+        teachers: Annotated[Literal["last", "all-later"] | dict[int, list[int]],
+                            Param("of each exit: by name, or {exit: [teachers]} from 1")] = "last",
+        alpha: Annotated[float | None,
+                         Param("weight of the distillation; None: 0.1 with kl, 1 with mse", low=0)] = 1.,
+        distance: Annotated[Literal["kl", "mse"],
+                            Param("between logits: τ²·KL, or mean squared error")] = "kl",
+        temperature: Annotated[float, Param("τ at the start, or throughout without annealing", low=0.1)] = 1.,
+        anneal: Annotated[bool, Param("raise τ while the teachers are too confident")] = True,
+        mu: Annotated[float, Param("μ, the confidence above which τ rises", low=0, high=1)] = 0.5,
+        tau_star: Annotated[float, Param("τ_*, what τ is then multiplied by", low=1)] = 1.05,
+        confidence: Annotated[Literal["mean-of-max", "max-of-mean"],
+                              Param("of several teachers")] = "mean-of-max",
+        reduction: Annotated[Literal["sum", "mean"], Param("over exits")] = "sum",
+        factor: Annotated[float, Param("multiplies the whole objective", low=0)] = 1.):
         super().__init__(task)
         W = teacher_matrix(teachers, task.num_exits)
         self.teaching = W.sum(1).nonzero().flatten().tolist()   # who teaches anyone, from 0
         self.register_buffer("W", W[self.teaching], persistent=False)
         self.temperature = Temperature(temperature, mu, tau_star if anneal else 1., confidence)
         self.alpha, self.distance = {"kl": 0.1, "mse": 1.}[distance] if alpha is None else alpha, distance
-        self.scale, self.labelled_share = factor / (task.num_exits if reduction == "mean" else 1), labelled_share(task)
+        self.scale = factor / (task.num_exits if reduction == "mean" else 1)
+        self.labelled_share = labelled_share(task)
         self.needs = frozenset({"unlabelled"}) if task.num_unlabelled else frozenset()
 
 # %% ../../nbs/methods/dbt.ipynb #dbt-loss

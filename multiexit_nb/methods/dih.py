@@ -61,23 +61,27 @@ class DIH(Method):
     recipes = {"dih": dict(epochs=200, batch_size=64, nesterov=True, milestones=(0.3, 0.6, 0.9))}
     needs = frozenset({"teacher"})
 
-    def __init__(self, task, *,
-                 teacher: Annotated[str, Param("the run that teaches: its id, or its folder")] = "",
-                 alpha: Annotated[float, Param("α, share of the distillation", low=0, high=1)] = 0.1,
-                 temperature: Annotated[float, Param("τ", low=0.1)] = 5.,
-                 teacher_mode: Annotated[Literal["cohort", "mean"], Param("each head teaches, or their mean")] = "cohort",
-                 reduction: Annotated[Literal["mean", "sum"], Param("over the teachers, of the whole loss")] = "mean",
-                 head_activation: Annotated[Literal["none", "relu", "tanh", "sigmoid"],
-                                            Param("g, around the heads' linear maps")] = "none",
-                 heads_epochs: Annotated[int, Param("epochs of the heads; 0: as many as the recipe has", low=0)] = 0):
+    def __init__(
+        self, task, *,
+        teacher: Annotated[str, Param("the run that teaches: its id, or its folder")] = "",
+        alpha: Annotated[float, Param("α, share of the distillation", low=0, high=1)] = 0.1,
+        temperature: Annotated[float, Param("τ", low=0.1)] = 5.,
+        teacher_mode: Annotated[Literal["cohort", "mean"],
+                                Param("each head teaches, or their mean")] = "cohort",
+        reduction: Annotated[Literal["mean", "sum"], Param("over the teachers, of the whole loss")] = "mean",
+        head_activation: Annotated[Literal["none", "relu", "tanh", "sigmoid"],
+                                   Param("g, around the heads' linear maps")] = "none",
+        heads_epochs: Annotated[int, Param("epochs of the heads; 0: as many as the recipe has", low=0)] = 0):
         super().__init__(task)
-        self.alpha, self.temperature, self.teacher_mode, self.reduction = alpha, temperature, teacher_mode, reduction
+        self.alpha, self.temperature = alpha, temperature
+        self.teacher_mode, self.reduction = teacher_mode, reduction
         self.head_activation, self.heads_epochs, self.heads = head_activation, heads_epochs, None
 
     def loss(self, out, targets, teacher):
         whole = (self.reduction, self.teacher_mode) == ("sum", "cohort")   # a mean is one teacher
         n = len(teacher.logits) if whole else 1
-        soft = labelled_mean(taught(teacher.logits, out.logits, self.temperature, self.teacher_mode), targets).sum()
+        soft = taught(teacher.logits, out.logits, self.temperature, self.teacher_mode)
+        soft = labelled_mean(soft, targets).sum()
         return {"ce": n*(1 - self.alpha) * self.ce(out.logits, targets).sum(), "kd": n*self.alpha * soft}
 
 # %% ../../nbs/methods/dih.ipynb #dih-phases
@@ -106,7 +110,9 @@ def phases(self: DIH, net):
     student = Phase("student", net, self.loss, trains=(net,), extra=self.extra)
     if self.heads is None:
         return (student,)
-    return Phase("heads", self.heads, self.heads_loss, trains=(self.heads,), epochs=self.heads_epochs), student
+    return Phase(
+        "heads", self.heads, self.heads_loss, trains=(self.heads,), epochs=self.heads_epochs
+    ), student
 
 # %% ../../nbs/methods/dih.ipynb #dihonline
 @register("dih_online")
@@ -115,13 +121,14 @@ class DIHOnline(Method):
     presets = {"default": {}, "paper": dict(recipe="dih")}
     needs = frozenset({"teacher"})
 
-    def __init__(self, task, *,
-                 teacher: Annotated[str, Param("the run that teaches: its id, or its folder")] = "",
-                 alpha: Annotated[float, Param("α, share of the distillation", low=0, high=1)] = 0.1,
-                 beta: Annotated[float, Param("β, what the heads take from the student", low=0)] = 0.1,
-                 temperature: Annotated[float, Param("τ", low=0.1)] = 5.,
-                 head_activation: Annotated[Literal["none", "relu", "tanh", "sigmoid"],
-                                            Param("g, around the heads' linear maps")] = "none"):
+    def __init__(
+        self, task, *,
+        teacher: Annotated[str, Param("the run that teaches: its id, or its folder")] = "",
+        alpha: Annotated[float, Param("α, share of the distillation", low=0, high=1)] = 0.1,
+        beta: Annotated[float, Param("β, what the heads take from the student", low=0)] = 0.1,
+        temperature: Annotated[float, Param("τ", low=0.1)] = 5.,
+        head_activation: Annotated[Literal["none", "relu", "tanh", "sigmoid"],
+                                   Param("g, around the heads' linear maps")] = "none"):
         super().__init__(task)
         self.alpha, self.beta, self.temperature = alpha, beta, temperature
         self.head_activation, self.heads = head_activation, None
@@ -135,7 +142,8 @@ class DIHOnline(Method):
 
     def loss(self, out, targets, images):
         heads, own = self.heads.both(images)
-        soft = labelled_mean(taught(torch.cat([heads, own]), out.logits, self.temperature, "cohort"), targets).sum()
+        cohort = torch.cat([heads, own])
+        soft = labelled_mean(taught(cohort, out.logits, self.temperature, "cohort"), targets).sum()
         back = labelled_mean(taught(out.logits, heads, self.temperature, "cohort"), targets).sum()
         return {"ce": (1 - self.alpha) * self.ce(out.logits, targets).sum(), "kd": self.alpha * soft,
                 "heads": self.ce(heads, targets).sum() + self.beta * back}

@@ -35,30 +35,40 @@ class Guided(nn.Module):
 
 # %% ../../nbs/methods/fitnets.ipynb #regressor
 def regressor(have: tuple, want: tuple) -> nn.Module:
-    "From maps of shape `have` (C, H, W) to `want`: a 1×1 convolution; for vectors a linear map. Raises InputError for other sizes."
+    "From maps (C, H, W) to others of their size: a 1×1 convolution; for vectors a linear map."
     if have[1:] != want[1:]:
-        raise InputError(f"fitnets: the guided map is {have[1:]} and the hint {want[1:]}: choose stages of one size")
+        raise InputError(
+            f"fitnets: the guided map is {have[1:]} and the hint {want[1:]}: choose stages of one size"
+        )
     return nn.Conv2d(have[0], want[0], 1) if len(have) == 3 else nn.Linear(have[0], want[0])
 
 # %% ../../nbs/methods/fitnets.ipynb #fitnets
 @register("fitnets")
 class FitNets(Taught):
     "Hint phase: mean squared error of guided and hint map; then `kd`."
-    def __init__(self, task, *,
-                 teacher: Annotated[str, Param("the run that teaches: its id, or its folder")] = "",
-                 hint_epochs: Annotated[int, Param("epochs of the hint phase", low=1)] = 40,
-                 hint: Annotated[int, Param("the teacher's stage, from 1; 0: the middle one", low=0)] = 0,
-                 guided: Annotated[int, Param("the student's stage, from 1; 0: the middle one", low=0)] = 0,
-                 alpha: Annotated[float, Param("α, share of the distillation", low=0, high=1)] = 0.1,
-                 temperature: Annotated[float, Param("τ", low=0.1)] = 5.):
+
+    def __init__(
+        self,
+        task,
+        *,
+        teacher: Annotated[str, Param("the run that teaches: its id, or its folder")] = "",
+        hint_epochs: Annotated[int, Param("epochs of the hint phase", low=1)] = 40,
+        hint: Annotated[int, Param("the teacher's stage, from 1; 0: the middle one", low=0)] = 0,
+        guided: Annotated[int, Param("the student's stage, from 1; 0: the middle one", low=0)] = 0,
+        alpha: Annotated[float, Param("α, share of the distillation", low=0, high=1)] = 0.1,
+        temperature: Annotated[float, Param("τ", low=0.1)] = 5.0,
+    ):
         super().__init__(task, teacher=teacher, alpha=alpha, temperature=temperature)
         self.hint_epochs, self.hint, self.guided, self.regressor = hint_epochs, hint, guided, None
 
     def prepare(self, net):
-        mine, theirs = with_stages(net, "the student").shapes, with_stages(self.teacher_net, "the teacher").shapes
+        mine, theirs = (
+            with_stages(net, "the student").shapes,
+            with_stages(self.teacher_net, "the teacher").shapes,
+        )
         check_value("hint", self.hint, self.hint <= len(theirs), f"a stage from 1 to {len(theirs)}, or 0")
         check_value("guided", self.guided, self.guided <= len(mine), f"a stage from 1 to {len(mine)}, or 0")
-        self.stages = self.hint or (len(theirs) + 1)//2, self.guided or (len(mine) + 1)//2
+        self.stages = self.hint or (len(theirs) + 1) // 2, self.guided or (len(mine) + 1) // 2
         self.regressor = regressor(tuple(mine[self.stages[1] - 1]), tuple(theirs[self.stages[0] - 1]))
 
     def hint_loss(self, out, targets, hint):

@@ -101,35 +101,44 @@ def onto_simplex(x: Tensor,      # (P,)
     n = (u > excess).sum()
     return (x - excess[n - 1]).clamp(min=0)
 
-# %% ../../nbs/methods/hdkd.ipynb #harmonized
-_PAPER = dict(gamma_optimizer="sgd", gamma_lr=0.1, constraint="none", meta_every=10, gamma_steps=10, reuse=True)
+# %% ../../nbs/methods/hdkd.ipynb #hdkd-presets
+_AS_PRINTED = dict(gamma_optimizer="sgd", gamma_lr=0.1, constraint="none", meta_every=10, gamma_steps=10)
+_PRESETS = {"default": {}, "paper": dict(**_AS_PRINTED, reuse=True, recipe="hdkd-cifar"),
+            "imagenet": dict(reuse=True, recipe="hdkd-imagenet")}
+_BEFORE = dict(gamma_optimizer="adam", gamma_lr=1e-3, constraint="clamp", meta_every=1, gamma_steps=1)
 
+# %% ../../nbs/methods/hdkd.ipynb #harmonized
 class Harmonized(Dense):
     "Dense distillation whose weights γ are learned on validation images."
-    presets = {"default": {}, "paper": dict(**_PAPER, recipe="hdkd-cifar"), "imagenet": dict(reuse=True, recipe="hdkd-imagenet")}
-    earlier = {2: {"paper": dict(gamma_optimizer="adam", gamma_lr=1e-3, constraint="clamp", meta_every=1, gamma_steps=1)}}
+    presets, earlier = _PRESETS, {2: {"paper": _BEFORE}}
     default_start = "ds-like"
-
-    def __init__(self, task, *,
-                 start: Annotated[Literal["ds-like", "dbt-like", "random"] | None,
-                                  Param("γ at the start; None: the method's own")] = None,
-                 fixed_gamma: Annotated[list[list[float]] | None, Param("M rows of M weights that stay; None: γ is learned")] = None,
-                 a: Annotated[float, Param("share of plain cross-entropy in the validation loss", low=0, high=1)] = 0.5,
-                 ema: Annotated[float, Param("momentum of the expected losses", low=0, high=1)] = 0.9,
-                 gamma_optimizer: Annotated[Literal["adam", "sgd"], Param("what moves γ; sgd: plain descent, ξ included")] = "adam",
-                 gamma_lr: Annotated[float, Param("learning rate of γ", low=0)] = 1e-3,
-                 constraint: Annotated[Literal["clamp", "none", "simplex"], Param("clamp: γ ≥ 0; simplex: and its sum stays")] = "clamp",
-                 meta_every: Annotated[int, Param("steps of the network from γ's turn to the next", low=1)] = 1,
-                 gamma_steps: Annotated[int, Param("steps of γ in a turn", low=1)] = 1,
-                 reuse: Annotated[bool, Param("learn γ on the images that calibrate thresholds, too")] = False,
-                 temperature: Annotated[float, Param("T", low=0.1)] = 3.):
+    def __init__(
+        self, task, *,
+        start: Annotated[Literal["ds-like", "dbt-like", "random"] | None,
+                         Param("γ at the start; None: the method's own")] = None,
+        fixed_gamma: Annotated[list[list[float]] | None,
+                               Param("M rows of M weights that stay; None: γ is learned")] = None,
+        a: Annotated[float,
+                     Param("share of plain cross-entropy in the validation loss", low=0, high=1)] = 0.5,
+        ema: Annotated[float, Param("momentum of the expected losses", low=0, high=1)] = 0.9,
+        gamma_optimizer: Annotated[Literal["adam", "sgd"],
+                                   Param("what moves γ; sgd: plain descent, ξ included")] = "adam",
+        gamma_lr: Annotated[float, Param("learning rate of γ", low=0)] = 1e-3,
+        constraint: Annotated[Literal["clamp", "none", "simplex"],
+                              Param("clamp: γ ≥ 0; simplex: and its sum stays")] = "clamp",
+        meta_every: Annotated[int, Param("steps of the network from γ's turn to the next", low=1)] = 1,
+        gamma_steps: Annotated[int, Param("steps of γ in a turn", low=1)] = 1,
+        reuse: Annotated[bool, Param("learn γ on the images that calibrate thresholds, too")] = False,
+        temperature: Annotated[float, Param("T", low=0.1)] = 3.):
         M, start = task.num_exits, start or self.default_start
         learned = self.learned(M)
         gamma = start_gamma(start, M) * learned if fixed_gamma is None else given_gamma(fixed_gamma, learned)
         super().__init__(task, gamma, temperature)
-        self.start, self.fixed_gamma, self.a, self.ema, self.constraint = start, fixed_gamma, a, ema, constraint
-        self.meta_every, self.gamma_steps, self.reuse = meta_every, gamma_steps, reuse
-        self.teaches, self.plain, self.adam = learned.tril(-1).bool(), gamma_optimizer == "sgd", Adam(self.gamma, gamma_lr)
+        self.start, self.fixed_gamma, self.a, self.ema = start, fixed_gamma, a, ema
+        self.constraint, self.reuse = constraint, reuse
+        self.meta_every, self.gamma_steps = meta_every, gamma_steps
+        self.teaches, self.plain = learned.tril(-1).bool(), gamma_optimizer == "sgd"
+        self.adam = Adam(self.gamma, gamma_lr)
         self.register_buffer("mask", learned, persistent=False)
         self.register_buffer("expected", torch.zeros(M))   # E_k; 0 until the first validation batch
         if fixed_gamma is None:
@@ -143,7 +152,7 @@ class Harmonized(Dense):
 # %% ../../nbs/methods/hdkd.ipynb #gamma-gradient
 @patch
 def gamma_gradient(self: Harmonized, step: Step) -> tuple[Tensor, Tensor]:
-    "The hypergradient of γ without its factor ξ, (M, M), and the validation cross-entropies after the step, (M,)."
+    "The hypergradient of γ without ξ, (M, M), and the validation cross-entropies after the step, (M,)."
     return weight_gradient(step, self.objectives, self.gamma, self.expected, self.a, process_mean)
 
 @patch

@@ -57,17 +57,19 @@ class Stage2(nn.Module):
 # %% ../../nbs/methods/imta.ipynb #imta
 @register("imta")
 class IMTA(Method):
-    "Stage 1: Σ_i CE_i with even gradients; stage 2: linked exits on a frozen backbone, CE_M + Σ_{i<M} (1−γ) CE_i + γ KD_T(z_M→z_i)."
+    "Σ_i CE_i with even gradients; then linked exits, CE_M + Σ_{i<M} (1−γ) CE_i + γ KD_T(z_M→z_i)."
     presets = {"default": {}, "paper": dict(recipe="msdnet")}
     recipes = {"msdnet": dict(epochs=300, batch_size=64, weight_decay=1e-4)}
 
-    def __init__(self, task, *,
-                 gamma: Annotated[float, Param("γ, share of the distillation in stage 2", low=0, high=1)] = 0.1,
-                 temperature: Annotated[float, Param("T", low=0.1)] = 1.,
-                 equilibrium: Annotated[bool, Param("gradient equilibrium in stage 1")] = True,
-                 stage2_epochs: Annotated[int, Param("epochs of stage 2; 0: as many as the recipe has", low=0)] = 0):
+    def __init__(
+        self, task, *,
+        gamma: Annotated[float, Param("γ, share of the distillation in stage 2", low=0, high=1)] = 0.1,
+        temperature: Annotated[float, Param("T", low=0.1)] = 1.,
+        equilibrium: Annotated[bool, Param("gradient equilibrium in stage 1")] = True,
+        stage2_epochs: Annotated[int, Param("epochs of stage 2; 0: as many as the recipe has", low=0)] = 0):
         super().__init__(task)
-        self.gamma, self.temperature, self.equilibrium, self.stage2_epochs = gamma, temperature, equilibrium, stage2_epochs
+        self.gamma, self.temperature = gamma, temperature
+        self.equilibrium, self.stage2_epochs = equilibrium, stage2_epochs
         self.teacher = None
 
     def loss(self, out, targets):
@@ -76,7 +78,7 @@ class IMTA(Method):
     def links_loss(self, out: WithTeacher, targets):
         "The objective of stage 2. Raises InputError for an output without the teacher's logits."
         if not isinstance(out, WithTeacher):
-            raise InputError("imta, stage 2: the output of this phase's learner is needed, which has the teacher's logits")
+            raise InputError("imta, stage 2: the output of its learner is needed, with the teacher's logits")
         ce = self.ce(out.logits, targets)
         kd = labelled_mean(kl(out.teacher.detach(), out.logits[:-1], self.temperature), targets)
         return {"ce": ce[-1] + (1 - self.gamma)*ce[:-1].sum(), "kd": self.gamma*kd.sum()}
@@ -105,6 +107,15 @@ def begin_links(self: IMTA, net: MultiExitNet):
 
 @patch
 def phases(self: IMTA, net: MultiExitNet):
-    return (Phase("exits", net, self.loss, trains=(net,), rests=(net.links, self.teacher)),
-            Phase("links", Stage2(net, self.teacher), self.links_loss, trains=(net,), rests=(net.backbone, self.teacher),
-                  begin=partial(self.begin_links, net), epochs=self.stage2_epochs))
+    return (
+        Phase("exits", net, self.loss, trains=(net,), rests=(net.links, self.teacher)),
+        Phase(
+            "links",
+            Stage2(net, self.teacher),
+            self.links_loss,
+            trains=(net,),
+            rests=(net.backbone, self.teacher),
+            begin=partial(self.begin_links, net),
+            epochs=self.stage2_epochs,
+        ),
+    )

@@ -35,12 +35,13 @@ class Attention(nn.Module):
 # %% ../../nbs/methods/mate.ipynb #gate
 class Gate(nn.Module):
     "Weights by one gate per teacher (MATE §4.7.5)."
+
     def __init__(self, num_exits: int, width: int):
         super().__init__()
         self.num_exits, self.linear = num_exits, nn.Linear(num_exits * width, num_exits**2)
         self.norm = nn.BatchNorm1d(num_exits**2)
 
-    def forward(self, features):   # (B, M, D) -> (B, M, M)
+    def forward(self, features):  # (B, M, D) -> (B, M, M)
         n, x = self.norm, self.linear(features.flatten(1))
         mean, var = (None, None) if self.training else (n.running_mean, n.running_var)
         x = nn.functional.batch_norm(x, mean, var, n.weight, n.bias, training=self.training, eps=n.eps)
@@ -49,7 +50,13 @@ class Gate(nn.Module):
     def after_step(self, features):
         "Move the running statistics."
         n = self.norm
-        nn.functional.batch_norm(self.linear(features.flatten(1)), n.running_mean, n.running_var, training=True, momentum=n.momentum)
+        nn.functional.batch_norm(
+            self.linear(features.flatten(1)),
+            n.running_mean,
+            n.running_var,
+            training=True,
+            momentum=n.momentum,
+        )
         n.num_batches_tracked += 1
 
 # %% ../../nbs/methods/mate.ipynb #mix-teachers
@@ -64,28 +71,39 @@ def mix_teachers(weights: torch.Tensor,   # (B, M, M): teacher j, exit i
 @register("mate")
 class MATE(Method):
     "Σ_i CE_i + Σ_ij KL*(z_i, ẑ_j) + α Σ_i KL*(z_i, ẑ_i): every exit has a teacher of its own."
+
     presets = {"default": {}, "paper": dict(recipe="mate")}
     earlier = {2: dict.fromkeys(presets, dict(t_squared=True))}
     recipes = {"mate": dict(epochs=300), "mate-fine-grained": dict(epochs=200, batch_size=32)}
 
-    def __init__(self, task, *,
-                 alpha: Annotated[float | list[float] | Literal["auto"],
-                                  Param("extra weight of the primary teacher, or one per exit; auto: learned, from 3 on", low=0)] = 3.,
-                 temperature: Annotated[float, Param("T", low=0.1)] = 3.,
-                 t_squared: Annotated[bool, Param("multiply KL by T²")] = False,
-                 diverse_teachers: Annotated[bool, Param("learn from all teachers; else from the primary one alone")] = True,
-                 weight_network: Annotated[Literal["attention", "gate"], Param("what weighs the exits")] = "attention",
-                 alpha_lr: Annotated[float, Param("with auto: learning rate of Adam on α", low=0)] = 1e-3,
-                 meta_every: Annotated[int, Param("with auto: steps from one step of α to the next", low=1)] = 1,
-                 reuse: Annotated[bool, Param("with auto: learn α on the images that calibrate thresholds, too")] = False):
+    def __init__(
+        self,
+        task,
+        *,
+        alpha: Annotated[
+            float | list[float] | Literal["auto"],
+            Param("extra weight of the primary teacher, or one per exit; auto: learned, from 3 on", low=0),
+        ] = 3.0,
+        temperature: Annotated[float, Param("T", low=0.1)] = 3.0,
+        t_squared: Annotated[bool, Param("multiply KL by T²")] = False,
+        diverse_teachers: Annotated[
+            bool, Param("learn from all teachers; else from the primary one alone")
+        ] = True,
+        weight_network: Annotated[Literal["attention", "gate"], Param("what weighs the exits")] = "attention",
+        alpha_lr: Annotated[float, Param("with auto: learning rate of Adam on α", low=0)] = 1e-3,
+        meta_every: Annotated[int, Param("with auto: steps from one step of α to the next", low=1)] = 1,
+        reuse: Annotated[
+            bool, Param("with auto: learn α on the images that calibrate thresholds, too")
+        ] = False,
+    ):
         super().__init__(task)
         self.auto, self.meta_every, self.reuse, M = alpha == "auto", meta_every, reuse, task.num_exits
-        a = torch.as_tensor(3. if self.auto else alpha, dtype=torch.float32)
+        a = torch.as_tensor(3.0 if self.auto else alpha, dtype=torch.float32)
         check_value("alpha", alpha, a.ndim == 0 or len(a) == M, f"one number, or one per exit ({M})")
         self.register_buffer("alpha", a.expand(M).clone(), persistent=self.auto)
         if self.auto:
             self.adam, self.needs = Adam(self.alpha, alpha_lr), frozenset({"val"})
-            self.register_buffer("expected", torch.zeros(M))   # E_k; 0 until the first validation batch
+            self.register_buffer("expected", torch.zeros(M))  # E_k; 0 until the first validation batch
         self.temperature, self.t_squared, self.diverse_teachers = temperature, t_squared, diverse_teachers
         self.use_features()
         self.weight_network = {"attention": Attention, "gate": Gate}[weight_network](M, task.feature_dims[0])

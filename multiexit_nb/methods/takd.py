@@ -22,21 +22,25 @@ from ..teachers import Taught
 @register("takd")
 class TAKD(Taught):
     "`kd` from the teacher through assistants to the student."
-    def __init__(self, task, *,
-                 teacher: Annotated[str, Param("the run that teaches first: its id, or its folder")] = "",
-                 assistants: Annotated[list[str], Param("networks between teacher and student, large to small; none: `kd`")] = (),
-                 alpha: Annotated[float, Param("α, share of the distillation", low=0, high=1)] = 0.1,
-                 temperature: Annotated[float, Param("τ", low=0.1)] = 5.,
-                 assistant_epochs: Annotated[int, Param("epochs of each assistant; 0: as many as the recipe has", low=0)] = 0):
+    def __init__(
+        self, task, *,
+        teacher: Annotated[str, Param("the run that teaches first: its id, or its folder")] = "",
+        assistants: Annotated[list[str],
+                              Param("networks between teacher and student, large to small; none: `kd`")] = (),
+        alpha: Annotated[float, Param("α, share of the distillation", low=0, high=1)] = 0.1,
+        temperature: Annotated[float, Param("τ", low=0.1)] = 5.,
+        assistant_epochs: Annotated[int,
+                                    Param("of each assistant; 0: as many as the recipe has", low=0)] = 0):
         super().__init__(task, teacher=teacher, alpha=alpha, temperature=temperature)
         for a in assistants:
             if a not in list_models():
                 raise unknown("assistant", a, list_models())
-        self.assistants, self.assistant_epochs, self.chain = list(assistants), assistant_epochs, nn.ModuleList()
+        self.assistants, self.assistant_epochs = list(assistants), assistant_epochs
+        self.chain = nn.ModuleList()
 
     def prepare(self, net):
-        build = partial(create_model, num_classes=self.task.num_classes, image_size=net.image_size, exits="none")
-        self.chain = nn.ModuleList(build(a) for a in self.assistants)
+        about = self.task.num_classes, net.image_size, "none"
+        self.chain = nn.ModuleList(create_model(a, *about) for a in self.assistants)
 
     def said_by(self, speaker: nn.Module, x: Tensor) -> dict:
         "What a link of the chain says of some images."
@@ -48,5 +52,7 @@ class TAKD(Taught):
         links = [*self.chain, net]
         epochs = [*[self.assistant_epochs]*len(self.chain), 0]
         speakers = [self.teacher_net, *self.chain]
-        return tuple(Phase(name, link, self.loss, trains=(link,), extra=partial(self.said_by, speaker), epochs=n)
-                     for name, link, speaker, n in zip(names, links, speakers, epochs, strict=True))
+        def phase(name, link, speaker, n):
+            extra = partial(self.said_by, speaker)
+            return Phase(name, link, self.loss, trains=(link,), extra=extra, epochs=n)
+        return tuple(map(phase, names, links, speakers, epochs))

@@ -1,0 +1,143 @@
+"""A stranger's run: its strings are shown letter by letter, nothing is executed, nothing outside is written."""
+import html.parser
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from multiexit_nb import text
+from multiexit_nb.core import InputError
+from multiexit_nb.runs import Run, damaged_runs, list_runs
+from multiexit_nb.trackers import Tracker
+from multiexit_nb.training import load_checkpoint
+
+HOSTILE = ["<img src=x onerror=alert(1)>", "<script>alert(1)</script>", "[x](javascript:alert(1))",
+           "![x](http://x.org/y.png)", "$\\href{javascript:alert(1)}{x}$", "\\(x\\)", "\\\\(x\\\\)", "`<b>`",
+           "a\n\n<script>", "| a | b |", "# heading", "1. list", "- list", "> quoted", "&lt;b&gt;", "<!--", "{{7*7}}",
+           "https://x.org www.x.org a@x.org", "\u202eexe.gnp", "\x1b[31m", "%(x)s", "~~x~~ **x** _x_ __x__",
+           "</code><script>", '" onmouseover="alert(1)']
+
+
+class Tags(html.parser.HTMLParser):
+    "The tags and the text of a page."
+    def __init__(self, page: str):
+        super().__init__()
+        self.tags, self.text = set(), ""
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def rendered(markdown: str) -> Tags:
+    from nbconvert.filters.markdown_mistune import markdown2html_mistune
+    return Tags(markdown2html_mistune(markdown))
+
+
+@pytest.mark.parametrize("given_text", HOSTILE)
+def test_markdown_shows_a_text_letter_by_letter(given_text):
+    shown = text.markdown(given_text)
+    for page, allowed in ((rendered(shown), {"p"}), (rendered(f"**{shown}**"), {"p", "strong"}),
+                          (rendered(text.code(given_text)), {"p", "code"}), (Tags(text.html(given_text)), set())):
+        assert page.tags <= allowed and page.text.strip() == text.one_line(given_text)
+
+
+@given(st.text(max_size=60))
+@settings(max_examples=300, deadline=None)
+def test_any_text_is_text(anything):
+    page = rendered("x " + text.markdown(anything))
+    assert page.tags <= {"p"}
+    assert " ".join(page.text.split()) == " ".join(f"x {text.one_line(anything)}".split())
+    alone = rendered(text.markdown(anything))
+    assert alone.tags <= {"p"}
+    assert Tags(text.html(anything)).tags == set() and '"' not in text.html(anything)
+
+
+def hostile_run(folder: Path, **more) -> Run:
+    "A run whose every string is a script."
+    bad = HOSTILE[0]
+    p = dict(dataset=bad, model=bad, exits=bad, method=bad, preset=bad, epochs=1, seed=0,
+             model_args={bad: bad}, method_args={bad: [bad]})
+    about = dict(parameters=p | more, started=bad, commit=bad, decided=dict(why=bad), num_classes=10, image_size=32)
+    (folder/"bad").mkdir(parents=True)
+    (folder/"bad"/"params.json").write_text(json.dumps(about))
+    return Run(folder/"bad")
+
+
+def test_a_hostile_run_is_listed_and_makes_nothing(tmp_path):
+    run = hostile_run(tmp_path/"runs")
+    assert list_runs().dataset.tolist() == [HOSTILE[0]] and "<img" not in list_runs()._repr_html_()
+    with pytest.raises(InputError):
+        run.model()
+    with pytest.raises(InputError):
+        run.data()
+
+
+def test_a_result_that_names_a_script_is_damaged(tmp_path):
+    run = hostile_run(tmp_path/"runs")
+    test = dict(top1=[1.0])
+    result = dict(select=HOSTILE[0], selected_epoch=1, last_epoch=1, test=test, test_last=test, seconds=1.0)
+    (run.path/"result.json").write_text(json.dumps(result))
+    with pytest.raises(InputError, match="result.json is damaged: select="):
+        run.note()
+    (run.path/"result.json").write_text(json.dumps(result | dict(select="last", selected_epoch=HOSTILE[0])))
+    with pytest.raises(InputError, match="selected_epoch is a str"):
+        run.note()
+    assert list(damaged_runs()) == ["bad"]
+
+
+def test_no_pickle_is_opened(tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return Path.write_text, (tmp_path/"exploded", "x")
+    run = hostile_run(tmp_path/"runs")
+    torch.save(dict(identity=Bomb()), run.checkpoint)
+    for name in ("weights.safetensors", "outputs.safetensors"):
+        (run.path/name).write_bytes(pickle.dumps(Bomb()))
+    for opens in (lambda: load_checkpoint(run.checkpoint), run.weights, run.outputs, run.check_resume):
+        try:
+            opens()
+        except InputError as e:
+            assert "\n" not in str(e)
+    assert not (tmp_path/"exploded").exists()
+
+
+def test_links_lead_nowhere(tmp_path):
+    "Files of a run that are links: read if they are files, never written through; a pipe is not waited for."
+    import os
+    outside = tmp_path/"outside"
+    outside.mkdir()
+    (outside/"victim").write_text("precious")
+    run = hostile_run(tmp_path/"runs", tracker="tensorboard")
+    for name in ("history.csv", "events.csv", "budgeted.csv"):
+        (run.path/name).symlink_to(outside/"victim")
+        run.write(name, lambda tmp: tmp.write_text("x"))
+        assert not (run.path/name).is_symlink() and (outside/"victim").read_text() == "precious"
+        (run.path/name).unlink()
+    (run.path/"tensorboard").symlink_to(outside)
+    with pytest.warns(UserWarning, match="tensorboard is a link"):
+        Tracker(run.path, run.parameters).log([dict(epoch=1)])
+    assert [f.name for f in outside.iterdir()] == ["victim"]
+    os.mkfifo(run.path/"history.csv")
+    with pytest.raises(InputError, match="it is not a file"):
+        run.history  # noqa: B018
+
+
+@pytest.mark.parametrize("numbers", ['{"epochs": 1e999}', '{"seed": 1' + "0"*400 + "}", '{"epochs": "1"}'])
+def test_numbers_beyond_all_bounds(numbers, tmp_path):
+    folder = tmp_path/"runs"/"bad"
+    folder.mkdir(parents=True)
+    (folder/"params.json").write_text('{"parameters": ' + numbers + "}")
+    try:
+        assert list_runs().run.tolist() == ["bad"]
+        Run.load("bad").check_resume()
+    except InputError as e:
+        assert "\n" not in str(e)
