@@ -180,10 +180,8 @@ def test_the_train_lab_by_its_buttons():
     assert not lab.fork.disabled and [len(t.x) for t in lab.accuracy.data] == [1] * 5
     assert lab.inner.data[0].type == "heatmap" and lab.which.value == "weights"
     lab.sliders["alpha"].value = 1.0
-    until(lambda: "α 3 → 1" in lab.flags.value and lab.accuracy.layout.annotations)
-    assert [a.text for a in lab.accuracy.layout.annotations] == ["1"] and lab.accuracy.layout.annotations[
-        0
-    ].y == 1  # above the curves
+    until(lambda: "α 3 → 1" in lab.flags.value)
+    until(lambda: [(a.text, a.y) for a in lab.accuracy.layout.annotations] == [("1", 1)])  # above the curves
     lab.setup.method.value = "dbt"
     lab.fork.click()
     until(lambda: len(lab.sessions) == 2 and all(s.over for s in lab.sessions), 60)
