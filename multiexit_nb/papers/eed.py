@@ -9,7 +9,7 @@ __all__ = ['paper', 'CE', 'EED', 'DBT', 'figure_2', 'plot_right_wrong', 'figure_
 import numpy as np
 
 from ..analysis import agreement, compare, curves, rdm
-from ..analysis.published import Arm, Form, Paper, declare_figure, declare_table
+from ..analysis.paper import Arm, Form, Paper, declare_figure, declare_table
 from ..core import InputError, MultiExitOutput
 from ..runs import Run
 
