@@ -103,7 +103,8 @@ def _headline(kind: str, name: str) -> list[str]:
     if kind == "full" and any(p.get("select") == "best-test" for p, _ in arms_of(kind, name)):
         lines.append(f"# {paper.name.upper()} selects the epoch on the test set; so does select: best-test.")
     if paper.subsets:
-        lines.append("# Every seed draws its own labelled images (split_seed); unlabelled_ratio 0: no others.")
+        lines.append("# Every seed draws its own labelled images (split_seed); "
+                     "unlabelled_ratio 0: no others.")
     return lines + [f"# Written by write_grids from nbs/papers/{paper.name}.ipynb: a change belongs there."]
 
 # %% ../../nbs/58_grids.ipynb #grid-text

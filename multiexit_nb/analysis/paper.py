@@ -76,10 +76,7 @@ class Paper:
     flatters: bool = False       # whether it reports the best test epoch
     why_not: dict = field(default_factory=dict)     # spelling → why no run fills it
     items: dict = field(default_factory=dict)       # "table 2", "figure 5" → Item
-    scores: dict = field(default_factory=dict)      # metric → what a run has for a row, if read in its own way
-
-    def __post_init__(self):
-        _PAPERS[self.name] = self
+    scores: dict = field(default_factory=dict)      # metric → its own reading of a run
 
     def parameters(self, dataset: str, model: str, method: str) -> dict | None:
         "The parameters of its runs of a method; None where the paper's name of a method is not one run's."
@@ -94,8 +91,6 @@ class Paper:
     def replicates(self, seeds: int) -> list[dict]:
         "The seeds of its repetitions."
         return [dict(seed=i) | (dict(split_seed=i) if self.subsets else {}) for i in range(seeds)]
-
-_PAPERS = {}
 
 # %% ../../nbs/57_paper.ipynb #item
 @dataclass(frozen=True)
@@ -154,11 +149,11 @@ def declare_figure(paper: Paper, number: str, shows: str, arms: list, full: Form
 
 # %% ../../nbs/57_paper.ipynb #papers
 def papers() -> dict[str, Paper]:
-    "All papers by name, after importing every module of `multiexit_nb.papers`."
+    "All papers by name: the `paper` of every module of `multiexit_nb.papers`."
     package = importlib.import_module("multiexit_nb.papers")
-    for m in pkgutil.iter_modules(package.__path__):
-        importlib.import_module(f"{package.__name__}.{m.name}")
-    return dict(sorted(_PAPERS.items()))
+    found = [importlib.import_module(f"{package.__name__}.{m.name}").paper
+             for m in pkgutil.iter_modules(package.__path__)]
+    return {p.name: p for p in sorted(found, key=lambda p: p.name)}
 
 def item_of(paper: str, name: str) -> Item:    # name: "table 2", "figure 5"
     "A table or figure. Raises InputError if there is none."
@@ -176,6 +171,9 @@ def list_items(kind: str = "") -> list[tuple[str, str]]:    # "table", "figure";
     return [(p, n) for p, paper in papers().items() for n in paper.items if n.startswith(kind)]
 
 # %% ../../nbs/57_paper.ipynb #list-tables
+def _by_number(name: tuple) -> tuple:    # paper, "4.4"
+    return name[0], len(name[1].partition(".")[0]), name[1]
+
 def list_tables() -> list[str]:
     "Every published table, as 'mate 2'."
     rows = published()
@@ -183,4 +181,5 @@ def list_tables() -> list[str]:
 
 def figure_names() -> list[str]:
     "Every figure, as 'mate 3', in the papers' order."
-    return [f"{p} {n.removeprefix('figure ')}" for p, n in list_items("figure")]
+    names = [(p, n.removeprefix("figure ")) for p, n in list_items("figure")]
+    return [f"{p} {n}" for p, n in sorted(names, key=_by_number)]

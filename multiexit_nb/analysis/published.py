@@ -122,6 +122,12 @@ def paper_table(paper: str, table, runs=None,
     return Table(title, cells, rows, table_notes(item, rows, index, made))
 
 # %% ../../nbs/59_published.ipynb #paper-figure
+def _trained_by(form: Form) -> str:
+    folder = "quick" if form.quick else "full"
+    grids = form.grid.values() if isinstance(form.grid, dict) else [form.grid]
+    files = [f"data/sweeps/{folder}/{g}.yaml" for g in grids if g]
+    return f": {' and '.join(files)} train{'s'*(len(files) == 1)} them" if files else ""
+
 def paper_figure(paper: str, number, runs=None,       # as for `finished_runs`
                  *, form: str = "full", instead: dict | None = None, **kw):    # more, where a figure takes it
     "A figure of a paper drawn from the runs that are its arms. Raises InputError if there are none."
@@ -130,10 +136,7 @@ def paper_figure(paper: str, number, runs=None,       # as for `finished_runs`
     arms = find(item, index, made)
     found = [f for f in arms if f.runs]
     if not found:
-        folder = "quick" if made.quick else "full"
-        grids = made.grid.values() if isinstance(made.grid, dict) else [made.grid]
-        where = "".join(f": data/sweeps/{folder}/{g}.yaml trains them" for g in grids if g)
-        raise InputError(f"figure {paper} {number} has none of its runs{where}")
+        raise InputError(f"{paper.upper()} Figure {number} has none of its runs{_trained_by(made)}")
     fig = item.draw(found, **kw)
     select = {r.result["select"] for f in found for r in f.runs}
     words = [form_words(item, made)] + ["best test epoch"]*("best-test" in select)

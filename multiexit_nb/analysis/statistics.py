@@ -331,7 +331,8 @@ def table_of_tests(tests,   # of `paired_tests()`
                      for j, c in enumerate(wide.columns) if (*k, c) in sure)
     name = "paired t-test" if test == "t" else "Wilcoxon's signed ranks (from six seeds)"
     seeds = seeds_note(tests.n) if len(tests) else "no seeds."
-    note = (f"± half the 95 % interval of the difference over {seeds} p: {name}, corrected after Holm over all "
+    note = (f"± half the 95 % interval of the difference over {seeds} p: {name}, corrected after Holm over "
+            "all "
             "exits and pairs of a data set and network. Bold: p < 0.05.")
     wide = wide.rename_axis(index=dict(model="network", pair="methods"), columns=None)
     return Table("Differences in percentage points", wide, tests, (note,), bold)
