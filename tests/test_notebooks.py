@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 # run through papermill by tests of their own, as are labs/ and papers/
 ELSEWHERE = {"train", "sweep", "report", "benchmark", "study"}
+PROJECT = "[tool.nbdev]\nlib_path = 'x'\nnbs_path = '.'\n[project]\nname = 'x'\n"
 FLAGS = tomllib.loads((ROOT/"pyproject.toml").read_text())["tool"]["nbdev"]["tst_flags"]
 
 
@@ -22,7 +23,7 @@ def notebooks() -> list[str]:
 
 
 def prepare(scratch: str):
-    "Once per worker process: what notebooks write goes to a temporary folder, and one process takes one core."
+    "Once per process: what notebooks write goes to a temporary folder, and one process takes one core."
     os.environ |= dict(MULTIEXIT_RUNS=f"{scratch}/runs", MULTIEXIT_DATASETS=f"{scratch}/datasets",
                        MULTIEXIT_ROOT=str(ROOT), OMP_NUM_THREADS="1", TQDM_DISABLE="1")
 
@@ -55,7 +56,7 @@ def test_a_failing_cell_is_noticed(tmp_path, runner):
     import nbformat
     for folder, cell in ((tmp_path/"good", "x = 1"), (tmp_path/"bad", "assert 1 == 2")):
         folder.mkdir()
-        (folder/"pyproject.toml").write_text("[tool.nbdev]\nlib_path = 'x'\nnbs_path = '.'\n[project]\nname = 'x'\n")
+        (folder/"pyproject.toml").write_text(PROJECT)
         nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell)])
         nb.metadata.kernelspec = dict(name="python3", language="python", display_name="python3")
         nbformat.write(nb, folder/"a.ipynb")
