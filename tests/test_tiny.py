@@ -8,8 +8,12 @@ def test_a_tiny_run_is_trained_once_and_belongs_to_its_test(tiny_run, finished_r
     assert finished_run.finished and list_runs().run.tolist() == [finished_run.id]
     again = tiny_run()
     assert again.path == finished_run.path
-    (again.path/"result.json").unlink()
-    assert not Run.load(again.id).finished
+    assert Run.load(again.id).path == again.path
+    (again.path/"mine.txt").write_text("only of this test")
+
+
+def test_the_next_test_gets_a_copy_of_its_own(finished_run):
+    assert finished_run.finished and not (finished_run.path/"mine.txt").exists()
 
 
 def test_what_one_test_does_to_a_run_no_other_sees(tiny_run):
