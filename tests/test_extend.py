@@ -1,5 +1,4 @@
-"""A new method, network or data set is one new thing in one place: CONTRIBUTING's examples, in a copy of
-the project."""
+"A new method, network or data set is one new thing in one place: CONTRIBUTING's examples, in a copy of the project."
 import json
 import sys
 
@@ -51,8 +50,7 @@ def test_one_new_thing_is_one_thing_in_one_place(extended):
     before, after = tree(ROOT, project_files()), tree(extended, project_files(extended))
     changed = {f for f in after if before.get(f) != after[f]}
     sources = {*NEW, "nbs/20_backbones.ipynb"}
-    modules = {f.replace("nbs/", "multiexit_nb/").replace("20_", "").replace(".ipynb", ".py")
-               for f in sources}
+    modules = {f.replace("nbs/", "multiexit_nb/").replace("20_", "").replace(".ipynb", ".py") for f in sources}
     assert changed == sources | modules | {"multiexit_nb/_modidx.py"}
     assert not before.keys() - after.keys()
     said = run(sys.executable, "-c", LISTED, cwd=extended, PYTHONPATH=str(extended))
@@ -65,11 +63,9 @@ def test_new_things_meet_what_all_others_meet(extended):
     assert set(NEW) < set(notebooks(extended))
     where = dict(cwd=extended, PYTHONPATH=str(extended))
     chosen = "next_exit or npz or shufflenet_v2_x1_0 or imports_go_down or form"
-    said = run(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", chosen,
-               "tests/test_methods.py",
+    said = run(sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", "-k", chosen, "tests/test_methods.py",
                "tests/test_networks.py", "tests/test_repo.py", **where)
     assert "next_exit" in said or " passed" in said
-    run(sys.executable, "-m", "multiexit_nb.trainer", "-p", "method", "next_exit", "-p", "model",
-        "shufflenet_v2_x1_0",
+    run(sys.executable, "-m", "multiexit_nb.trainer", "-p", "method", "next_exit", "-p", "model", "shufflenet_v2_x1_0",
         "-p", "epochs", "1", "-p", "images_per_class", "14", "-p", "batch_size", "32",
         MULTIEXIT_RUNS=str(extended/"runs"), MULTIEXIT_ROOT=str(extended), MULTIEXIT_DEVICE="cpu", **where)
