@@ -18,7 +18,7 @@ LISTED = """if True:
     from multiexit_nb.data import list_datasets
     from multiexit_nb.methods import describe_method, list_methods
     from multiexit_nb.models import list_models
-    from multiexit_nb.analysis.published import figure_names, papers
+    from multiexit_nb.analysis.paper import figure_names, papers
     from multiexit_nb.certainty_lab import CertaintyLab
     from multiexit_nb.widgets import Lab
     names = list(describe_method("next_exit").index)

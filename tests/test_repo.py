@@ -116,7 +116,7 @@ def floor(f: str) -> int | None:
     m = re.match(r"nbs/(\d\d)_", f)
     if m:
         return int(m[1])
-    stands = dict(datasets=19, methods=39, papers=60)
+    stands = dict(datasets=19, methods=39, papers=59)
     return stands.get(f.split("/")[1] if f.count("/") > 1 else "")
 
 
