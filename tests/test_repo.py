@@ -402,7 +402,7 @@ def test_worked_examples_run(kind, tmp_path):
         "example.py",
         cwd=tmp_path,
         MULTIEXIT_DATASETS=str(tmp_path),
-        MULTIEXIT_RUNS=str(tmp_path),
+        MULTIEXIT_RUNS=str(tmp_path/"runs"),
         OMP_NUM_THREADS="1",
     )
 

@@ -1,5 +1,4 @@
 """train.ipynb as a program: the papermill contract."""
-
 import os
 import shutil
 import signal
@@ -25,34 +24,24 @@ QUICK = ["-p", "images_per_class", "14", "-p", "epochs", "2", "-p", "batch_size"
 
 def papermill(*args, book=BOOK, **kw):
     env = {**os.environ, "MULTIEXIT_ROOT": str(ROOT)}
-    return subprocess.run(
-        [sys.executable, "-m", "papermill", str(book), *map(str, args)],
-        capture_output=True,
-        text=True,
-        env=env,
-        timeout=600,
-        **kw,
-    )
+    return subprocess.run([sys.executable, "-m", "papermill", str(book), *map(str, args)],
+                          capture_output=True, text=True, env=env,
+                          timeout=600, **kw)
 
 
 def text_of(path):
     out = []
     for c in nbformat.read(path, 4).cells:
         for o in c.get("outputs", []):
-            out.append(
-                o.get("text", "")
-                or "".join(o.get("data", {}).get(k, "") for k in ("text/markdown", "text/plain"))
-            )
+            out.append(o.get("text", "") or "".join(o.get("data", {}).get(k, "")
+                                                    for k in ("text/markdown", "text/plain")))
     return "\n".join(out)
 
 
 def figures_of(path):
-    return [
-        o["data"]["application/vnd.plotly.v1+json"]
-        for c in nbformat.read(path, 4).cells
-        for o in c.get("outputs", [])
-        if "application/vnd.plotly.v1+json" in o.get("data", {})
-    ]
+    return [o["data"]["application/vnd.plotly.v1+json"] for c in nbformat.read(path, 4).cells
+            for o in c.get("outputs", [])
+            if "application/vnd.plotly.v1+json" in o.get("data", {})]
 
 
 def test_cleaned_and_then_run_with_parameters(tmp_path):
@@ -63,51 +52,29 @@ def test_cleaned_and_then_run_with_parameters(tmp_path):
         shutil.copy(ROOT/f, project/f)
     shutil.copy(BOOK, project/"nbs"/"train.ipynb")
     subprocess.run(["nbdev-clean", "--fname", "nbs/train.ipynb"], cwd=project, check=True)
-    done = papermill(
-        tmp_path/"out.ipynb",
-        "-p",
-        "method",
-        "dbt",
-        "-p",
-        "run_id",
-        "mine",
-        *QUICK,
-        "-y",
-        "{method_args: {mu: 0.05}}",
-        book=project/"nbs"/"train.ipynb",
-        cwd=tmp_path,
-    )
+    done = papermill(tmp_path/"out.ipynb", "-p", "method", "dbt", "-p", "run_id", "mine", *QUICK, "-y",
+                     "{method_args: {mu: 0.05}}",
+                     book=project/"nbs"/"train.ipynb", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     run = Run.load("mine")
     assert run.finished and run.parameters["method"] == "dbt" and run.parameters["epochs"] == 2
-    assert run.history.query("metric == 'temperature'").value.max() > 1.1  # μ was really 0.05
+    assert run.history.query("metric == 'temperature'").value.max() > 1.1      # μ was really 0.05
     text = text_of(tmp_path/"out.ipynb")
-    assert (
-        "**dbt** (default) trains **tiny**" in text
-        and "-p resume mine" in text
-        and "top-1, last epoch" in text
-    )
-    assert (
-        len(figures_of(tmp_path/"out.ipynb")) == 7
-    )  # samples, accuracy, losses, cost, temperature, gap, budgeted batch
+    assert "**dbt** (default) trains **tiny**" in text and "-p resume mine" in text
+    assert "top-1, last epoch" in text
+    # samples, accuracy, losses, cost, temperature, gap, budgeted batch
+    assert len(figures_of(tmp_path/"out.ipynb")) == 7
     assert {"budgeted.csv", "early_exit.csv", "calibration.csv"} <= {f.name for f in run.path.iterdir()}
-    kept = nbformat.read(run.path/"notebook.ipynb", 4)  # the notebook keeps itself in the run
-    assert (
-        any("Result" in c.source for c in kept.cells) and sum(bool(c.get("outputs")) for c in kept.cells) >= 9
-    )
+    kept = nbformat.read(run.path/"notebook.ipynb", 4)     # the notebook keeps itself in the run
+    assert any("Result" in c.source for c in kept.cells)
+    assert sum(bool(c.get("outputs")) for c in kept.cells) >= 9
 
 
-@pytest.mark.parametrize(
-    "args, says",
-    [
-        (["-p", "methd", "byot"], "InputError: unknown parameter 'methd'. Did you mean 'method'"),
-        (["-p", "lr", "-0.1"], "InputError: lr=-0.1: expected number > 0"),
-        (
-            ["-p", "dataset", "parquet:nowhere"],
-            "InputError: dataset='parquet:nowhere': expected an existing file or folder",
-        ),
-    ],
-)
+@pytest.mark.parametrize("args, says", [
+    (["-p", "methd", "byot"], "InputError: unknown parameter 'methd'. Did you mean 'method'"),
+    (["-p", "lr", "-0.1"], "InputError: lr=-0.1: expected number > 0"),
+    (["-p", "dataset", "parquet:nowhere"],
+     "InputError: dataset='parquet:nowhere': expected an existing file or folder")])
 def test_wrong_input_is_one_line_and_a_failure(args, says, tmp_path):
     done = papermill(tmp_path/"out.ipynb", *args, *([] if "lr" in args else QUICK), cwd=tmp_path)
     assert done.returncode != 0
@@ -117,12 +84,8 @@ def test_wrong_input_is_one_line_and_a_failure(args, says, tmp_path):
 
 
 def test_help_reads_like_a_manual():
-    text = subprocess.run(
-        [sys.executable, "-m", "papermill", "--help-notebook", str(BOOK)],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
+    text = subprocess.run([sys.executable, "-m", "papermill", "--help-notebook", str(BOOK)],
+                          capture_output=True, text=True, check=True).stdout
     for name in ("dataset", "method", "method_args", "epochs", "lr", "precision", "resume"):
         assert f"  {name}:" in text
     assert "Unknown" not in text and "initial learning rate of SGD" in text
