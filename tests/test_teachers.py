@@ -210,7 +210,7 @@ def test_a_finished_run_rebuilds_the_network_that_was_tested(name, big):
     with torch.no_grad():
         z = run.model()(x).logits
     torch.testing.assert_close(z, kept.logits.float(), atol=.02, rtol=2e-3)     # float16
-    assert torch.equal(kept["labels"], y)
+    assert torch.equal(kept.labels, y)
     assert run.result["test"]["top1"] == pytest.approx((100*(z.argmax(-1) == y).double().mean(1)).tolist(),
                                                        abs=.6)
     if name == "imta":
