@@ -228,8 +228,8 @@ def _shown(value):
     return value if isinstance(value, int | float | str) else json.dumps(value, default=str)
 
 # %% ../nbs/47_sweep.ipynb #decided
-_ALIKE = ("dataset", "image_size", "model", "model_args", "batch_size", "device", "precision", "channels_last",
-          "compile")
+_ALIKE = ("dataset", "image_size", "model", "model_args", "batch_size", "device",
+          "precision", "channels_last", "compile")
 
 @patch
 def decided(self: Sweep, cell: Cell) -> dict | None:

@@ -266,7 +266,7 @@ def test_two_sweeps_over_one_folder_share_the_work(stand_in):
 
 
 def test_a_glance_of_another_sweep_does_not_end_this_one(tmp_path, monkeypatch):
-    "Who looks at a cell holds its lock for a moment: it seems to be worked on, and is waiting the next time."
+    "Who looks at a cell holds its lock for a moment: it seems to be worked on, and waits the next time."
     def work(cell, folder, env, more):
         (Path(folder)/cell.id).mkdir()
         (Path(folder)/cell.id/"result.json").write_text("{}")
@@ -293,7 +293,8 @@ def test_interrupted_by_hand(stand_in):
 def test_students_of_a_failed_teacher_are_blocked(stand_in):
     lines = [dict(name="t", method="dks"), dict(method="kd", exits="none", method_args=dict(teacher="t"))]
     s = Sweep(grid((), (0,)) | dict(runs=lines), stand_in).run(2, every=0.05)
-    assert [s.state(c) for c in s.cells] == ["failed", "blocked"] and s.counts() == {"blocked": 1, "failed": 1}
+    assert [s.state(c) for c in s.cells] == ["failed", "blocked"]
+    assert s.counts() == {"blocked": 1, "failed": 1}
 
 
 # ---- what `auto` came to ----
@@ -419,6 +420,26 @@ def test_a_cluster_started_here_is_not_open_to_all():
     safe = workers.secured(dict(security=True, scheduler_options=dict(host="10.0.0.1")), "shared")
     assert safe["security"] is True and safe["shared_temp_directory"] == "shared"
     assert safe["scheduler_options"]["host"] == "10.0.0.1"
+
+
+@pytest.mark.slow
+def test_a_cluster_started_here_speaks_tls(tmp_path):
+    "On this machine, by dask-jobqueue's own stand-in for a queue; who has no certificate is turned away."
+    pytest.importorskip("cryptography")
+    from dask_jobqueue.local import LocalCluster
+    from distributed import Client
+    given = dict(cores=1, memory="1GB", local_directory=str(tmp_path))
+    given["scheduler_options"] = dict(host="127.0.0.1")
+    with LocalCluster(**workers.secured(given, tmp_path)) as cluster:
+        cluster.scale(jobs=1)
+        assert cluster.scheduler_address.startswith("tls://127.0.0.1:")
+        with Client(cluster, timeout=60) as client:
+            assert client.submit(int, "3").result(timeout=60) == 3
+        for door in ("tls", "tcp"):
+            address = cluster.scheduler_address.replace("tls", door)
+            with pytest.raises(InputError, match="no Dask scheduler at"), workers.cluster_pool(address):
+                pass
+    tell("Dask cluster: who has no certificate", {"turned away": 2})
 
 
 @contextlib.contextmanager
