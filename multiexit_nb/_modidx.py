@@ -1670,6 +1670,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'multiexit_nb.studies._main': ('studies.html#_main', 'multiexit_nb/studies.py'),
                                       'multiexit_nb.studies._program': ('studies.html#_program', 'multiexit_nb/studies.py'),
                                       'multiexit_nb.studies._question': ('studies.html#_question', 'multiexit_nb/studies.py'),
+                                      'multiexit_nb.studies._stoppable': ('studies.html#_stoppable', 'multiexit_nb/studies.py'),
                                       'multiexit_nb.studies._write_parquet': ('studies.html#_write_parquet', 'multiexit_nb/studies.py'),
                                       'multiexit_nb.studies.bring': ('studies.html#bring', 'multiexit_nb/studies.py'),
                                       'multiexit_nb.studies.by_exit': ('studies.html#by_exit', 'multiexit_nb/studies.py'),

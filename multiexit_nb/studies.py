@@ -330,7 +330,7 @@ def run_study(study: Study, folder: Path, workers: int = 1):
     "Run what is missing of a study, some runs at a time, each by one thread."
     os.environ["OMP_NUM_THREADS"] = "1"
     missing = [c for c in study.cells if not Run(folder/c.id).finished]
-    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_stoppable) as pool:
         try:
             with _deaf():
                 waiting = [pool.submit(bring, c, folder) for c in missing]
@@ -341,6 +341,10 @@ def run_study(study: Study, folder: Path, workers: int = 1):
             for child in active_children():
                 child.terminate()
             raise
+
+def _stoppable():
+    "In a worker: SIGTERM ends what it is at; the pool then ends the worker."
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
 
 @contextlib.contextmanager
 def _deaf():

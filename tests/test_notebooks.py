@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-ELSEWHERE = {"train", "sweep", "report", "benchmark", "study"}   # run through papermill by tests of their own, as are labs/ and papers/
+ELSEWHERE = {"train", "sweep", "report", "benchmark", "study", "faults"}   # run through papermill by tests of their own, as are labs/ and papers/
 FLAGS = tomllib.loads((ROOT/"pyproject.toml").read_text())["tool"]["nbdev"]["tst_flags"]
 
 

@@ -26,7 +26,7 @@ from project import (
 
 PYPROJECT = tomllib.loads((ROOT/"pyproject.toml").read_text())
 VERSION = re.search(r'__version__ = "(.+?)"', (ROOT/"multiexit_nb"/"__init__.py").read_text())[1]
-BATCH = {"train", "sweep", "report", "benchmark", "study"}   # notebooks run by papermill; with labs/ they keep no outputs
+BATCH = {"train", "sweep", "report", "benchmark", "study", "faults"}   # notebooks run by papermill; with labs/ they keep no outputs
 
 
 # ---------------------------------------------------------------- the notebooks are the only source
