@@ -11,10 +11,10 @@ from fastcore.basics import patch
 
 from .analysis import agreement
 from .figures import exit_colours
+from .lab_figures import Pictures, figure_view, redraw
 from .runs import Run
 from .text import html
-from .widgets import (
-    Lab, Pictures, RunWithImages, button, demo_run, figure_view, pick, redraw, row, run_picker, save_row)
+from .widgets import Lab, RunWithImages, button, demo_run, pick, row, run_picker, save_row
 
 # %% ../nbs/64_confusion_lab.ipynb #agreement-words
 def agreement_words(cells: dict, first: str, second: str) -> str:
@@ -65,7 +65,8 @@ class ConfusionLab(Lab):
         self.cell = pick("two exits", "one of the four cells of the agreement")
         self.back = button("", "the images before", "arrow-left")
         self.next = button("", "the next images", "arrow-right")
-        self.where, self.strip, self.sentence = W.HTML(), W.HTML(layout=W.Layout(min_height="106px")), W.HTML()
+        self.where, self.sentence = W.HTML(), W.HTML()
+        self.strip = W.HTML(layout=W.Layout(min_height="106px"))
         empty = agreement.plot_confusion(agreement.confusion([0, 1], [0, 1]))
         square = agreement.plot_agreement(agreement.agreement([0], [0], [0]), "", "", ["grey"] * 2)
         self.matrix = figure_view(empty, height=420, width=600)
@@ -162,6 +163,7 @@ def take(self: ConfusionLab):
     self.grouping.disabled = len(tested.names) <= MOST_CLASSES
     self.turn()
 
+# %% ../nbs/64_confusion_lab.ipynb #sides
 @patch
 def sides(self: ConfusionLab) -> list:
     "(name, answers, colour) of the exit and of the one beside it."
@@ -244,6 +246,7 @@ def show(self: ConfusionLab):
         rows, f"{name.capitalize()}: {truth}, " + ("rightly recognised" if right else f"taken for {answer}")
     )
 
+# %% ../nbs/64_confusion_lab.ipynb #show-cell
 @patch
 def show_cell(self: ConfusionLab, cell: str):
     "The images of a cell of the agreement."

@@ -209,6 +209,7 @@ def draw_temperature(lab: CurvesLab, groups: dict):
     mu = arms.used(run, "mu") if run.finished else None
     return compare.plot_temperature(only, at_end.get(name), mu), pd.DataFrame(series)
 
+# %% ../nbs/66_curves_lab.ipynb #confidence-at-end
 def confidence_at_end(run: Run, temperature: float) -> tuple | None:
     "Confidence of the last exit on test, as it is and tempered; None without outputs."
     try:

@@ -15,22 +15,11 @@ from .analysis import leaving, thresholds
 from .analysis.thresholds import CRITERIA, Leaving, kinds_of_images
 from .core import InputError
 from .figures import exit_colours
+from .lab_figures import Pictures, figure_view, redraw
 from .runs import Run
 from .text import html
-from multiexit_nb.widgets import (
-    Lab,
-    Pictures,
-    RunWithImages,
-    button,
-    demo_run,
-    figure_view,
-    figures,
-    pick,
-    redraw,
-    row,
-    run_picker,
-    save_row,
-)
+from .widgets import (
+    Lab, RunWithImages, button, demo_run, figures, pick, row, run_picker, save_row)
 
 # %% ../nbs/61_exits_lab.ipynb #exits-run
 class ExitsRun(RunWithImages):
@@ -188,6 +177,7 @@ def shown(self: ExitsLab) -> dict[str, ExitsRun]:
     runs = [self.runs[r.id] for r in (self.picker.value, self.second.value) if r]
     return {r.name: r for r in runs}
 
+# %% ../nbs/61_exits_lab.ipynb #turn-slider
 @patch
 def turn(self: ExitsLab):
     "The answer to the slider: distribution, accuracy and cost, which images leave where."

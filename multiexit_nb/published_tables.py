@@ -18,25 +18,29 @@ def _published_folder():
     return here if here.is_dir() else files("multiexit_nb")/"published"
 
 def published(paper: str | None = None,   # dbt, dih, eed, hdkd, mate; None: all
-              table: str | None = None    # as the paper numbers it
-             ):
-    "Published numbers: paper, table, dataset, model, method, exit, metric, value, std, note, model_id, method_id."
+              table: str | None = None):  # as the paper numbers it
+    "Published numbers: paper, table, dataset, model, method, exit, metric, value, std, note and our names."
     import pandas as pd
     folder = _published_folder()
     names = sorted(f.name.removesuffix(".csv") for f in folder.iterdir() if f.name.endswith(".csv"))
-    if paper is not None and paper not in names: raise unknown("paper", paper, names)
-    df = pd.concat([pd.read_csv((folder/f"{n}.csv").open(), dtype=dict(table=str, exit=str)) for n in ([paper] if paper else names)], ignore_index=True)
-    if table is None: return df
-    if str(table) not in set(df.table): raise unknown(f"table of {paper or 'the papers'}:", table, df.table.unique())
+    if paper is not None and paper not in names:
+        raise unknown("paper", paper, names)
+    df = pd.concat([pd.read_csv((folder/f"{n}.csv").open(), dtype=dict(table=str, exit=str))
+                    for n in ([paper] if paper else names)], ignore_index=True)
+    if table is None:
+        return df
+    if str(table) not in set(df.table):
+        raise unknown(f"table of {paper or 'the papers'}:", table, df.table.unique())
     return df[df.table == str(table)].reset_index(drop=True)
 
 # %% ../nbs/04_published_tables.ipynb #published-for
 def published_for(dataset: str, model: str, method: str, num_exits: int, images_per_class: int | None = None):
-    "Published accuracies of the same data set, network and method: one row per exit (1 … M), one column per published line; in per cent."
+    "Accuracies of a data set, network and method, in %: a row per exit (1 … M), a column per published line."
     name = re.split(r"[/:]", str(dataset).rstrip("/"))[-1].lower()
+    spelled = [f"{name}({images_per_class})"] if images_per_class else [name, f"{name}(500)"]
     df = published()
-    df = df[df.metric.isin(["top1", "top5"]) & (df.model_id == model) & (df.method_id == method) & df.value.notna()
-            & df.dataset.isin([f"{name}({images_per_class})"] if images_per_class else [name, f"{name}(500)"])]
+    same = df.dataset.isin(spelled) & (df.model_id == model) & (df.method_id == method)
+    df = df[same & df.metric.isin(["top1", "top5"]) & df.value.notna()]
     df = df.assign(exit=df.exit.replace({"main": str(num_exits), "student": str(num_exits)}),
                    line=df.paper.str.upper() + " Table " + df.table + ", " + df.method + ", " + df.metric)
     df = df[df.exit.isin([str(m + 1) for m in range(num_exits)])].drop_duplicates(["exit", "line"])

@@ -17,10 +17,10 @@ from fastcore.basics import patch
 from .analysis import rdm
 from .core import InputError
 from .figures import exit_colours, figure
+from .lab_figures import Pictures, figure_view, redraw
 from .runs import Run
 from .text import html
-from .widgets import (
-    Job, Lab, Pictures, RunWithImages, button, demo_run, figure_view, pick, redraw, row, run_picker, save_row)
+from .widgets import Job, Lab, RunWithImages, button, demo_run, pick, row, run_picker, save_row
 
 # %% ../nbs/63_rdm_lab.ipynb #rdmquery
 @dataclass(frozen=True)
@@ -149,11 +149,8 @@ class RdmLab(Lab):
         self.job, self.tested, self.outs, self.found, self.lock = Job(), {}, {}, {}, threading.Lock()
         self.busy, self.drawn, self.matrix, self.next, self.pictures_of = False, None, None, None, None
         self.first = run_picker("run", value=run or demo_run())
-        self.second = pick(
-            "beside",
-            "a second run, or the same at another exit",
-            [("no other run", ""), *self.first.options],
-        )
+        others = [("no other run", ""), *self.first.options]
+        self.second = pick("beside", "a second run, or the same at another exit", others)
         self.exits = [pick(t, "1 is the shallowest", [("exit 1", 1)]) for t in ("exit", "its exit")]
         self.distance = pick(
             "distance", "correlation ignores how strong the activity is; euclidean does not", rdm.DISTANCES
@@ -169,10 +166,8 @@ class RdmLab(Lab):
         self.seed = W.BoundedIntText(
             0, min=0, max=10_000, description="draw", tooltip="another number draws other images"
         )
-        self.ten, self.all = (
-            button("10 by chance", "ten classes drawn at random"),
-            button("all", "every class"),
-        )
+        self.ten = button("10 by chance", "ten classes drawn at random")
+        self.all = button("all", "every class")
         self.again = button("Again", "", "refresh")
         self.pictures, self.similar = figure_view(height=400, width=600), figure_view(height=470, width=600)
         self.blocks, self.frame = W.HTML(), W.VBox()
@@ -186,21 +181,8 @@ class RdmLab(Lab):
 @patch
 def arrange(self: RdmLab):
     "Where everything stands."
-    column = [
-        self.first,
-        self.exits[0],
-        self.second,
-        self.exits[1],
-        self.order,
-        self.by,
-        self.distance,
-        self.after,
-        self.measure,
-        self.classes,
-        row(self.ten, self.all),
-        self.per_class,
-        self.seed,
-    ]
+    column = [self.first, self.exits[0], self.second, self.exits[1], self.order, self.by, self.distance,
+              self.after, self.measure, self.classes, row(self.ten, self.all), self.per_class, self.seed]
     self.lay_out(
         column,
         [row(self.job, self.again)],
@@ -215,17 +197,8 @@ def connect(self: RdmLab):
     "What each control does."
     for w in (self.first, self.second):
         self.on(w, self.take)
-    for w in (
-        self.per_class,
-        *self.exits,
-        self.seed,
-        self.distance,
-        self.after,
-        self.by,
-        self.order,
-        self.measure,
-        self.again,
-    ):
+    for w in (self.per_class, *self.exits, self.seed, self.distance, self.after, self.by, self.order,
+              self.measure, self.again):
         self.on(w, self.draw)
     self.on(self.classes, self.change_classes)
     self.on(self.all, lambda: self.choose_classes(range(len(self.classes.options))))
@@ -327,6 +300,7 @@ def query(self: RdmLab) -> RdmQuery:
     return RdmQuery(tuple(sides), tuple(rows.tolist()), self.distance.value, self.by.value, self.after.value,
                     self.order.value, self.measure.value)
 
+# %% ../nbs/63_rdm_lab.ipynb #draw
 @patch
 def draw(self: RdmLab):
     "Begin to compute what the widgets say, unless it is being done already."
@@ -442,6 +416,7 @@ def show_pair(self: RdmLab, points):
     )
     self.pair.value = f'<div style="display:flex;gap:12px">{pictures}<span>{apart}</span></div>'
 
+# %% ../nbs/63_rdm_lab.ipynb #figures
 @patch
 def figures(self: RdmLab) -> tuple:
     "The two figures as they are now. Raises InputError if nothing has been drawn."

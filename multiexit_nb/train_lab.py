@@ -17,13 +17,13 @@ from .core import InputError, pick_device
 from .data import list_datasets
 from .exits import list_exits
 from .figures import GREY, MARKERS, exit_colours, figure
+from .lab_figures import figure_view, redraw
 from .methods import list_methods
 from .models import list_models
 from .runs import Run, list_runs
 from .steer import MOVABLE, Session, device_text, movable
 from .text import html
-from .widgets import (
-    Controls, Lab, answered, button, figure_view, figures, pick, redraw, row, run_text, save_row)
+from .widgets import Controls, Lab, answered, button, figures, pick, row, run_text, save_row
 
 # %% ../nbs/62_train_lab.ipynb #trainsetup
 class TrainSetup(W.VBox):
@@ -65,13 +65,6 @@ _SETUP = ("dataset", "model", "exits", "epochs", "batch_size", "lr", "images_per
 def whole(text: str, value: int, tip: str, low: int, high: int) -> W.BoundedIntText:
     "A field for a whole number."
     return W.BoundedIntText(value, min=low, max=high, description=text, tooltip=tip)
-
-# %% ../nbs/62_train_lab.ipynb #take-method
-@patch
-def take_method(self: TrainSetup, name: str):
-    "The form of another method."
-    self.hyper = Controls(name)
-    self.children = (*self.children[:-1], self.hyper)
 
 # %% ../nbs/62_train_lab.ipynb #branch-curve
 _DASHES = ["solid", "dash", "dot", "dashdot"]
@@ -339,6 +332,7 @@ def fork_here(self: TrainLab):
     parent, changes = self.session, self.setup.method_parameters
     self.begin("forking …", lambda: parent.fork(changes, self.tell))
 
+# %% ../nbs/62_train_lab.ipynb #begin-anew
 @patch
 def begin_anew(self: TrainLab):
     "Put aside what there is; an unfinished run can be continued later."
@@ -352,19 +346,9 @@ def begin_anew(self: TrainLab):
     self.resume.value, self.bar.value, self.flags.value = "", 0, ""
     self.status.value = f"Nothing runs yet. It would run on {device_text(pick_device())}."
     for view in (self.accuracy, self.losses, self.inner):
-        redraw(
-            view, figure(view.layout.title.text or "", "epoch", xaxis_range=[0, self.setup.epochs.value])
-        )
-    redraw(
-        self.accuracy,
-        figure(
-            "Accuracy by epoch: press Start",
-            "epoch",
-            "top-1 (%)",
-            xaxis_range=[0, 20],
-            yaxis_range=[0, 100],
-        ),
-    )
+        redraw(view, figure(view.layout.title.text or "", "epoch", xaxis_range=[0, self.setup.epochs.value]))
+    empty = dict(xaxis_range=[0, 20], yaxis_range=[0, 100])
+    redraw(self.accuracy, figure("Accuracy by epoch: press Start", "epoch", "top-1 (%)", **empty))
     self.grey()
 
 # %% ../nbs/62_train_lab.ipynb #grey
@@ -379,29 +363,20 @@ def grey(self: TrainLab):
     done = "it is through: New begins another" if over else ""
     self.allow(self.start, wait or done or running and "it runs already", "train, or go on after a pause")
     self.allow(self.step, wait or done or running and "it runs already", "one epoch, then pause")
-    self.allow(
-        self.pause, wait or no_run or (not running and "it does not run"), "hold after the present step"
-    )
+    idle = not running and "it does not run"
+    self.allow(self.pause, wait or no_run or idle, "hold after the present step")
     self.allow(self.stop, wait or no_run or done, "end here; the test set is scored")
     self.allow(self.new, wait or running and "stop or pause it first", "put this run aside, begin another")
-    early = (
-        no_run
-        or done
-        or running
-        and "pause it first"
-        or (self.session.epoch == 0 and "no epoch is through")
-    )
-    self.allow(
-        self.fork,
-        wait or early,
-        "go on from the last checkpoint with the method on the left, beside what there is",
-    )
+    held = running and "pause it first"
+    early = no_run or done or held or (self.session.epoch == 0 and "no epoch is through")
+    self.allow(self.fork, wait or early, "go on from the last checkpoint, with the method on the left")
     self.start.description = "Go on" if going else "Start"
     self.resume.disabled = bool(self.sessions)
     now = {n for s in going for n in movable(s.training)}
     for name, w in self.sliders.items():
         w.disabled = name not in now
 
+# %% ../nbs/62_train_lab.ipynb #allow
 @patch
 def allow(self: TrainLab, w: W.Button, why_not: str | bool, tip: str):
     "Make a button grey and say why, or not."
@@ -417,6 +392,7 @@ def tell(self: TrainLab, session: Session):
     if session.error:
         self.line.value = f"<b>⚠</b> {html(session.error)}"
 
+# %% ../nbs/62_train_lab.ipynb #draw
 @patch
 def draw(self: TrainLab, force: bool = False):
     "Bring everything up to date, at most three times a second."

@@ -13,24 +13,11 @@ from . import arms
 from .analysis import weights
 from .core import InputError
 from .figures import exit_colours
+from .lab_figures import figure_view, html_table, redraw, remember
 from .published_tables import published
 from .runs import Run, whole_runs
 from .text import html
-from multiexit_nb.widgets import (
-    Lab,
-    answered,
-    button,
-    demo_run,
-    figure_view,
-    html_table,
-    pick,
-    redraw,
-    remember,
-    row,
-    run_picker,
-    run_text,
-    save_row,
-)
+from .widgets import Lab, answered, button, demo_run, pick, row, run_picker, run_text, save_row
 
 # %% ../nbs/65_weights_lab.ipynb #begun-runs
 def begun_runs() -> list[Run]:
@@ -340,6 +327,7 @@ def draw_gaps(self: WeightsLab):
             f"{html(', '.join(short))}: fewer epochs than the window, smoothed with the widest that fits"
         )
 
+# %% ../nbs/65_weights_lab.ipynb #tabulate
 @patch
 def tabulate(self: WeightsLab):
     "MATE's Table 4 for these runs, the paper's beside."

@@ -1,17 +1,17 @@
 """Every test has run and data folders of its own, and small networks have one thread.
 
-Shared: `tiny_run(**p)` and `finished_run`, trained once in a session (tiny.py); `lab_server`, a JupyterLab
-of its own (lab_page.py).
+Shared: `tiny_run(**p)` and `finished_run`, trained once in a session (tiny.py); `lab_server`, notebooks in
+the session's one JupyterLab (lab_page.py).
 """
-import contextlib
+import json
 import os
-import shutil
+import tempfile
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")     # read when torch starts, here and in kernels
 
 import pytest
-from lab_page import serve
+from lab_page import Place, serve
 from project import ROOT, copy_to
 from tiny import make_run
 
@@ -41,16 +41,28 @@ def copy(tmp_path) -> Path:
     return copy_to(tmp_path/"copy")
 
 
+@pytest.fixture(scope="session")
+def jupyter(tmp_path_factory):
+    "One JupyterLab for all tests of a session: its address, and the folder it serves."
+    home = tmp_path_factory.mktemp("jupyter")
+    folder = home/"labs"
+    folder.mkdir()
+    with serve(folder, home, MULTIEXIT_ROOT=str(ROOT), MULTIEXIT_DEVICE="cpu") as address:
+        yield address, folder
+
+
 @pytest.fixture(scope="module")
-def lab_server(tmp_path_factory):
-    "lab_server(runs, *notebooks): the address of a JupyterLab over copies for each theme, as rdm-dark.ipynb."
-    with contextlib.ExitStack() as stack:
-        def start(runs: Path, *notebooks: Path) -> str:
-            home = tmp_path_factory.mktemp("jupyter")
-            (home/"labs").mkdir()
-            for path in map(Path, notebooks):
-                for theme in ("light", "dark"):
-                    shutil.copy(path, home/"labs"/f"{path.stem}-{theme}.ipynb")
-            where = dict(MULTIEXIT_ROOT=str(ROOT), MULTIEXIT_RUNS=str(runs), MULTIEXIT_DEVICE="cpu")
-            return stack.enter_context(serve(home/"labs", home, **where))
-        yield start
+def lab_server(jupyter):
+    "lab_server(runs, *notebooks): a place of JupyterLab with copies for each theme, as rdm-dark.ipynb."
+    address, top = jupyter
+
+    def start(runs: Path, *notebooks: Path) -> Place:
+        folder = Path(tempfile.mkdtemp(dir=top))
+        for path in map(Path, notebooks):
+            nb = json.loads(path.read_text())
+            first = next(c for c in nb["cells"] if c["cell_type"] == "code")
+            first["source"] = [f"import os; os.environ['MULTIEXIT_RUNS'] = {str(runs)!r}\n", *first["source"]]
+            for theme in ("light", "dark"):
+                (folder/f"{path.stem}-{theme}.ipynb").write_text(json.dumps(nb))
+        return Place(address, folder.name)
+    return start

@@ -9,9 +9,11 @@ import subprocess
 import sys
 import time
 import urllib.request
+from typing import NamedTuple
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+         "--disable-background-networking",
          "--disable-component-update", "--disable-sync"]
 
 
@@ -28,50 +30,105 @@ def save_rows(lab) -> list:
     return [w for w in lab.stage.children if "mx-save" in w._dom_classes]
 
 
+class Place(NamedTuple):
+    "A folder of notebooks in a JupyterLab: its address, and where the folder is."
+    address: str
+    folder: str
+
+
 @contextlib.contextmanager
 def serve(folder, home, **env):
     "JupyterLab over a folder, with a home of its own: its address (the token is t)."
     config = home/"config"/"labconfig"
     config.mkdir(parents=True)
-    (config/"page_config.json").write_text(json.dumps({"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": True}}))
+    quiet = {"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": True}}
+    (config/"page_config.json").write_text(json.dumps(quiet))
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    p = subprocess.Popen([sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}",
-                          "--ServerApp.port_retries=0", "--ServerApp.token=t", f"--ServerApp.root_dir={folder}",
-                          "--LabApp.expose_app_in_browser=True", "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"],
-                         env={**os.environ, "HOME": str(home), "JUPYTER_CONFIG_DIR": str(home/"config"), **env},
+    options = ["--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}",
+               "--ServerApp.port_retries=0", "--ServerApp.token=t", f"--ServerApp.root_dir={folder}",
+               "--LabApp.expose_app_in_browser=True",
+               "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
+    own = {"HOME": str(home), "JUPYTER_CONFIG_DIR": str(home/"config")}
+    p = subprocess.Popen([sys.executable, "-m", "jupyterlab", *options], env={**os.environ, **own, **env},
                          stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     address = f"http://127.0.0.1:{port}"
     try:
-        for _ in range(240):
-            try:
-                urllib.request.urlopen(f"{address}/api?token=t")
-                break
-            except OSError: time.sleep(0.25)
+        until(lambda: answers(f"{address}/api?token=t"))
         yield address
     finally:
         os.killpg(p.pid, signal.SIGKILL)
         p.wait()
 
 
+def answers(url) -> bool:
+    try:
+        urllib.request.urlopen(url)
+    except OSError:
+        return False
+    return True
+
+
+def command(page, name, **options):
+    "One of JupyterLab's commands."
+    page.evaluate("([name, options]) => window.jupyterapp.commands.execute(name, options)", [name, options])
+
+
 @contextlib.contextmanager
-def notebook(address, name, theme="light", width=1500, height=1500, files=False):
-    "A notebook opened and run (with `files` beside JupyterLab's list of files): the page, and lists of page errors and of requests elsewhere."
+def opened(place, name, theme="light", width=1500, height=1500, slow=1):
+    """A notebook opened (in a browser `slow` times slower than it could be): the page, and lists of page
+    errors and of requests elsewhere. Its kernel ends with it."""
     from playwright.sync_api import sync_playwright
     errors, elsewhere = [], []
+    near = (place.address, "data:", "blob:", "ws://127.0.0.1")
     with sync_playwright() as play:
         browser = play.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         page = browser.new_page(viewport=dict(width=width, height=height))
         page.on("pageerror", lambda e: errors.append(str(e)))
-        page.on("request", lambda r: elsewhere.append(r.url) if not r.url.startswith((address, "data:", "blob:", "ws://127.0.0.1")) else None)
-        page.goto(f"{address}/lab/tree/{name}?token=t&reset")
+        page.on("request", lambda r: None if r.url.startswith(near) else elsewhere.append(r.url))
+        page.goto(f"{place.address}/lab/tree/{place.folder}/{name}?token=t&reset")
         page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=90_000)
         page.evaluate("window.jupyterapp.restored")
-        page.evaluate(f"window.jupyterapp.commands.execute('apputils:change-theme', {{theme: 'JupyterLab {theme.title()}'}})")   # it is remembered
-        page.evaluate("""async () => { const w = window.jupyterapp.shell.currentWidget; await w.context.ready; await w.sessionContext.ready;
-                         window.jupyterapp.commands.execute('notebook:run-all-cells'); }""")
+        command(page, "apputils:change-theme", theme=f"JupyterLab {theme.title()}")     # it is remembered
+        page.evaluate("""async () => { const w = window.jupyterapp.shell.currentWidget;
+                                       await w.context.ready; await w.sessionContext.ready; }""")
+        page.context.new_cdp_session(page).send("Emulation.setCPUThrottlingRate", {"rate": slow})
+        try:
+            yield page, errors, elsewhere
+        finally:
+            page.evaluate("window.jupyterapp.shell.currentWidget.sessionContext.shutdown()")
+            browser.close()
+
+
+@contextlib.contextmanager
+def notebook(place, name, theme="light", width=1500, height=1500, files=False, slow=1):
+    "As `opened`, and run (with `files` beside JupyterLab's list of files)."
+    with opened(place, name, theme, width, height, slow) as (page, errors, elsewhere):
+        command(page, "notebook:run-all-cells")
         if not files:
-            page.evaluate("window.jupyterapp.commands.execute('application:toggle-left-area')")
-        try: yield page, errors, elsewhere
-        finally: browser.close()
+            command(page, "application:toggle-left-area")
+        yield page, errors, elsewhere
+
+
+# What tests of labs ask of a page
+PLOT = "document.querySelectorAll('.js-plotly-plot')"
+
+
+def says(page, text):
+    "Until the text can be read; the first waits for the kernel as well."
+    page.wait_for_function("t => document.body.innerText.includes(t)", arg=text, timeout=120_000)
+
+
+def holds(page, condition):
+    "Until a condition in JavaScript holds."
+    page.wait_for_function(condition, timeout=90_000)
+
+
+def listed(page, text):
+    "The list with this label."
+    return page.locator(f".widget-dropdown:has(label:text-is('{text}')) select").first
+
+
+def press(page, text):
+    page.locator(f"button:has-text('{text}'):not([disabled])").first.click()

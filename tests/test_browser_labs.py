@@ -1,14 +1,15 @@
-"""The six labs in a real JupyterLab at 1280 × 800, its file browser open: what is drawn is read back from the page."""
+"The six labs in a real JupyterLab at 1280 × 800, its file browser open: what is drawn is read back."
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from lab_page import CHROMIUM, notebook
+from lab_page import CHROMIUM, PLOT, holds, notebook, press, says
 from tiny import make_run
 
 LABS = Path(__file__).resolve().parent.parent/"nbs"/"labs"
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")]
 NAMES = ("train", "exits", "rdm", "confusion", "ensemble_weights", "curves")
-PLOT = "document.querySelectorAll('.js-plotly-plot')"
 
 
 @pytest.fixture(scope="module")
@@ -20,37 +21,43 @@ def labs(tmp_path_factory, lab_server):
     return lab_server(runs, *(LABS/f"{n}.ipynb" for n in NAMES))
 
 
-def lab_at(labs, name, theme="light"):
-    return notebook(labs, f"{name}-{theme}.ipynb", theme, width=1280, height=800, files=True)
+def lab_at(labs, name, theme="light", slow=1):
+    return notebook(labs, f"{name}-{theme}.ipynb", theme, width=1280, height=800, files=True, slow=slow)
 
 
 def settle(page):
     "Until the lab has drawn a figure that can be seen."
-    page.wait_for_function(f"[...{PLOT}].some(p => p.data && p.data.length && p.getBoundingClientRect().width > 0)",
-                           timeout=120_000)
+    seen = "p => p.data && p.data.length && p.getBoundingClientRect().width > 0"
+    page.wait_for_function(f"[...{PLOT}].some({seen})", timeout=120_000)
     page.wait_for_timeout(1500)
+
+
+BOX = """() => {
+    const lab = document.querySelector('.mx-lab'), b = lab.getBoundingClientRect();
+    const parts = [...lab.querySelectorAll('select, input, button, .js-plotly-plot')];
+    const seen = parts.filter(e => e.offsetParent);
+    const named = e => e.ariaLabel || (e.id && lab.querySelector(`label[for="${e.id}"]`));
+    const out = seen.filter(e => e.getBoundingClientRect().right > b.right + 1);
+    const fields = seen.filter(e => e.matches('select, input:not([type=checkbox])'));
+    return {height: b.height, wide: lab.scrollWidth - lab.clientWidth, top: b.top,
+            out: out.map(e => e.outerHTML.slice(0, 80)), unnamed: fields.filter(e => !named(e)).length}; }"""
+COVERED = f"""[...{PLOT}].filter(p => p.offsetParent).filter(p => {{
+    const t = p.querySelector('.gtitle'), m = p.querySelector('.modebar-group');
+    if (!t || !m) return false;
+    const a = t.getBoundingClientRect(), b = m.getBoundingClientRect();
+    return a.right > b.left && a.left < b.right && a.bottom > b.top && a.top < b.bottom; }}).length"""
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("name", [n for n in NAMES if n != "train"])
-def test_a_lab_is_on_one_screen_and_nothing_is_cut_off(labs, name, theme):
+def test_a_lab_is_on_one_screen_and_nothing_is_cut_off(labs, name, theme, tmp_path):
     with lab_at(labs, name, theme) as (page, errors, elsewhere):
         settle(page)
-        box = page.evaluate("""() => { const lab = document.querySelector('.mx-lab'), b = lab.getBoundingClientRect();
-            const seen = [...lab.querySelectorAll('select, input, button, .js-plotly-plot')].filter(e => e.offsetParent);
-            return {height: b.height, wide: lab.scrollWidth - lab.clientWidth,
-                    out: seen.filter(e => e.getBoundingClientRect().right > b.right + 1).map(e => e.outerHTML.slice(0, 80)),
-                    unnamed: seen.filter(e => e.matches('select, input:not([type=checkbox])') && !e.ariaLabel
-                                              && !(e.id && lab.querySelector(`label[for="${e.id}"]`))).length}; }""")
+        page.screenshot(path=tmp_path/f"{name}-{theme}.png")
+        box = page.evaluate(BOX)
         assert box["height"] <= 680 and box["wide"] <= 0 and not box["out"] and not box["unnamed"], box
-        covered = page.evaluate(f"""[...{PLOT}].filter(p => p.offsetParent).filter(p => {{
-            const t = p.querySelector('.gtitle'), m = p.querySelector('.modebar-group');
-            if (!t || !m) return false;
-            const a = t.getBoundingClientRect(), b = m.getBoundingClientRect();
-            return a.right > b.left && a.left < b.right && a.bottom > b.top && a.top < b.bottom; }}).length""")
-        assert covered == 0, "a toolbar covers a title"
-        top = page.evaluate("document.querySelector('.mx-lab').getBoundingClientRect().top")
-        assert 0 < top < 140, "a lab that was just made stands at the top of the page"
+        assert page.evaluate(COVERED) == 0, "a toolbar covers a title"
+        assert 0 < box["top"] < 140, "a lab that was just made stands at the top of the page"
     assert not errors and not elsewhere
 
 
@@ -64,8 +71,8 @@ def test_the_true_class_stays_when_images_are_paged(labs):
             page.locator("button[title='the next image']").click()
             page.wait_for_function(f"document.body.innerText.includes('{number} of ')")
             page.wait_for_timeout(500)
-            drawn = page.evaluate(f"""(() => {{ const p = {bars}; return [p._fullLayout.xaxis.type,
-                [...p.querySelectorAll('.xtick')].filter(t => t.textContent.includes('✓')).length]; }})()""")
+            ticks = f"[...{bars}.querySelectorAll('.xtick')].filter(t => t.textContent.includes('✓')).length"
+            drawn = page.evaluate(f"[{bars}._fullLayout.xaxis.type, {ticks}]")
             assert drawn == ["category", 1]
     assert not errors and not elsewhere
 
@@ -79,7 +86,83 @@ def test_a_training_answers_at_once_and_ends_with_test_scores(labs):
         page.locator("button:has-text('Start')").click()
         page.wait_for_function("document.body.innerText.includes('starting')", timeout=10_000)
         page.wait_for_function("document.body.innerText.includes('on test, exits 1')", timeout=120_000)
-        lines = f"[...{PLOT}].find(p => p.data.some(t => t.name == 'exit 1')).data.filter(t => t.x.length == 3).length"
-        assert page.evaluate(lines) == 5
-        assert page.evaluate("document.querySelector('.mx-lab').scrollWidth <= document.querySelector('.mx-lab').clientWidth")
+        first = f"[...{PLOT}].find(p => p.data.some(t => t.name == 'exit 1'))"
+        assert page.evaluate(f"{first}.data.filter(t => t.x.length == 3).length") == 5
+        assert page.evaluate(BOX)["wide"] <= 0
+    assert not errors and not elsewhere
+
+
+@pytest.fixture
+def busy():
+    "Two processes that take what time they can get."
+    others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2)]
+    yield
+    for p in others:
+        p.kill()
+        p.wait()
+
+
+DRAWN = """(() => { const all = [...document.querySelectorAll('.mx-figure')].filter(p => p.offsetParent);
+    return all.length > 0 && all.every(p => p.querySelector('.gtitle') && p.data?.length); })()"""
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n != "train"])
+def test_every_figure_is_drawn_on_a_busy_machine(labs, name, busy):
+    "A browser with a third of its speed, beside two busy processes: all that can be seen has its lines."
+    with lab_at(labs, name, slow=3) as (page, errors, elsewhere):
+        page.wait_for_function(DRAWN, timeout=180_000)
+    assert not errors and not elsewhere
+
+
+def test_a_figure_follows_its_kernel_from_the_first_change_on(labs, busy):
+    "A training that has long begun when the page is at last ready: what it learned before is drawn too."
+    with lab_at(labs, "train", slow=3) as (page, errors, elsewhere):
+        page.wait_for_selector("button:has-text('Start'):not([disabled])", timeout=120_000)
+        page.locator(".widget-text:has-text('epochs') input").first.fill("3")
+        page.keyboard.press("Tab")
+        press(page, "Start")
+        page.wait_for_function("document.body.innerText.includes('on test, exits 1')", timeout=240_000)
+        whole = "p => p.data.filter(t => t.x && t.x.length == 3).length == 5"     # four exits, the ensemble
+        page.wait_for_function(f"[...{PLOT}].some({whole})", timeout=60_000)
+    assert not errors and not elsewhere
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_train_in_jupyterlab(labs, theme, tmp_path):
+    epoch = "[...document.body.innerText.matchAll(/epoch [0-9.]+ of/g)][0][0]"
+    with notebook(labs, f"train-{theme}.ipynb", theme) as (page, errors, elsewhere):
+        page.wait_for_selector("button:has-text('Start')", timeout=60_000)
+        page.locator(".widget-text:has-text('per class') input").fill("40")
+        page.keyboard.press("Tab")
+        press(page, "Start")
+        holds(page, f"({PLOT}[0].data[0] || {{}}).name == 'exit 1'")
+        press(page, "Pause")
+        says(page, "paused")
+        where = page.evaluate(epoch)
+        page.wait_for_timeout(1500)
+        assert page.evaluate(epoch) == where
+        page.locator(".widget-slider:has-text('α') .noUi-handle").focus()
+        for _ in range(3):
+            page.keyboard.press("ArrowRight")
+        says(page, "α 3 → 3.3")
+        press(page, "Go on")
+        page.wait_for_function(f"{epoch} != '{where}'", timeout=60_000)
+        page.screenshot(path=tmp_path/f"train-{theme}.png")
+        press(page, "Stop")
+        says(page, "finished")
+    assert not errors and not elsewhere
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_exits_in_jupyterlab(labs, theme, tmp_path):
+    shares = f"[...({PLOT}[0]?.data?.[0]?.y?._inputArray || {PLOT}[0]?.data?.[0]?.y || [])].join()"
+    with notebook(labs, f"exits-{theme}.ipynb", theme, height=2300) as (page, errors, elsewhere):
+        says(page, "overthinking")
+        holds(page, f"{shares} != ''")
+        before = page.evaluate(shares)
+        page.locator(".widget-slider .noUi-handle").first.focus()
+        for _ in range(5):
+            page.keyboard.press("PageDown")
+        holds(page, f"{shares} != '{before}'")
+        page.screenshot(path=tmp_path/f"exits-{theme}.png")
     assert not errors and not elsewhere

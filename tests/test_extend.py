@@ -63,7 +63,7 @@ def test_new_things_meet_what_all_others_meet(extended):
     assert set(NEW) < set(notebooks(extended))
     where = dict(cwd=extended, PYTHONPATH=str(extended))
     chosen = "next_exit or npz or shufflenet_v2_x1_0 or imports_go_down or form"
-    said = run(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", chosen, "tests/test_methods.py",
+    said = run(sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", "-k", chosen, "tests/test_methods.py",
                "tests/test_networks.py", "tests/test_repo.py", **where)
     assert "next_exit" in said or " passed" in said
     run(sys.executable, "-m", "multiexit_nb.trainer", "-p", "method", "next_exit", "-p", "model", "shufflenet_v2_x1_0",

@@ -1,13 +1,12 @@
 """The labs train and exits without a browser: what buttons and sliders do."""
-import shutil
+
 import time
-from pathlib import Path
 
 import pytest
 import torch
-from lab_page import CHROMIUM, notebook, serve, until
+from lab_page import CHROMIUM, until
 
-from multiexit_nb import exits_lab, steer, train_lab, widgets
+from multiexit_nb import exits_lab, lab_figures, steer, train_lab, widgets
 from multiexit_nb.analysis import thresholds
 from multiexit_nb.core import InputError
 from multiexit_nb.figures import figure
@@ -15,8 +14,18 @@ from multiexit_nb.methods import list_methods
 from multiexit_nb.outputs import Outputs
 from multiexit_nb.runs import Run, list_runs
 
-QUICK = dict(dataset="digits", model="tiny", exits="sepconv", method="mate", epochs=3, batch_size=128, lr=0.05, precision="fp32", channels_last="false",
-             images_per_class=60)
+QUICK = dict(
+    dataset="digits",
+    model="tiny",
+    exits="sepconv",
+    method="mate",
+    epochs=3,
+    batch_size=128,
+    lr=0.05,
+    precision="fp32",
+    channels_last="false",
+    images_per_class=60,
+)
 
 
 @pytest.fixture(scope="module")
@@ -36,11 +45,13 @@ def runs(finished, monkeypatch):
 
 
 def test_a_page_that_is_opened_later_gets_the_figure_as_it_is_now():
-    "Reloaded, or served by voila: it asks the kernel for the state, where plotly leaves the figure as it began."
+    "Reloaded, or served by voila: it asks for the state, where plotly leaves the figure as it began."
     a, b = figure("one"), figure("two")
     a.add_scatter(y=[1, 2]), b.add_bar(y=[5])
-    state = widgets.redraw(widgets.figure_view(a), b).get_state()
-    assert [t["type"] for t in state["_widget_data"]] == ["bar"] and state["_widget_layout"]["title"]["text"] == "two"
+    state = lab_figures.redraw(lab_figures.figure_view(a), b).get_state()
+    assert [t["type"] for t in state["_widget_data"]] == ["bar"] and state["_widget_layout"]["title"][
+        "text"
+    ] == "two"
 
 
 def test_a_session_steps_holds_and_writes_down_what_is_moved():
@@ -51,8 +62,9 @@ def test_a_session_steps_holds_and_writes_down_what_is_moved():
     s.set("lr", 0.01)
     until(lambda: len(s.run.events) == 2)
     assert s.run.events[["name", "old", "value"]].values.tolist() == [["alpha", 3.0, 1.5], ["lr", 0.05, 0.01]]
-    assert s.training.method.alpha.tolist() == [1.5]*4 and s.training.recipe.lr == 0.01
-    with pytest.raises(InputError, match="no such|unknown"): s.set("alfa", 1)
+    assert s.training.method.alpha.tolist() == [1.5] * 4 and s.training.recipe.lr == 0.01
+    with pytest.raises(InputError, match="no such|unknown"):
+        s.set("alfa", 1)
     s.go()
     s.pause()
     until(lambda: s.state == "paused")
@@ -91,13 +103,13 @@ def test_stop_within_an_epoch_drops_it_and_finishes_the_run():
 def test_an_unfinished_run_goes_on_with_what_was_moved():
     s = steer.Session(QUICK).step()
     until(lambda: s.state == "paused")
-    s.set("temperature", 2.)
+    s.set("temperature", 2.0)
     until(lambda: len(s.run.events) == 1)
-    s.leave()                                # as when the kernel is closed
+    s.leave()  # as when the kernel is closed
     until(lambda: not s.alive)
     assert not s.run.finished and [r.id for r in train_lab.unfinished_runs()] == [s.run.id]
     again = steer.Session(dict(resume=s.run.id))
-    assert again.epoch == 1 and again.training.method.temperature == 2.
+    assert again.epoch == 1 and again.training.method.temperature == 2.0
     again.go()
     until(lambda: again.over)
     assert again.state == "finished" and again.run.result["last_epoch"] == 3
@@ -107,25 +119,39 @@ def test_a_fork_takes_over_weights_momentum_and_epoch():
     s = steer.Session(QUICK).step()
     s.wait_for("paused")
     f = s.fork(dict(method="eed", preset="default", method_args={}))
-    assert f.epoch == 1 and all(torch.equal(a, b) for a, b in zip(f.training.net.state_dict().values(), s.training.net.state_dict().values()))
-    ours, theirs = (x.training.optimizer.optimizer.state[next(x.training.net.parameters())]["momentum_buffer"] for x in (f, s))
+    assert f.epoch == 1 and all(
+        torch.equal(a, b)
+        for a, b in zip(f.training.net.state_dict().values(), s.training.net.state_dict().values())
+    )
+    ours, theirs = (
+        x.training.optimizer.optimizer.state[next(x.training.net.parameters())]["momentum_buffer"]
+        for x in (f, s)
+    )
     assert torch.equal(ours, theirs) and ours.abs().sum() > 0
     assert f.run.events.name.tolist() == ["fork"] and f.run.events.old.tolist() == [s.run.id]
-    assert f.run.steered == f"forked at epoch 1 from {s.run.id}" and f.run.id in [r.id for r in train_lab.unfinished_runs()]
-    with pytest.raises(InputError, match="more epochs"): s.fork(dict(epochs=1))
+    assert f.run.steered == f"forked at epoch 1 from {s.run.id}" and f.run.id in [
+        r.id for r in train_lab.unfinished_runs()
+    ]
+    with pytest.raises(InputError, match="more epochs"):
+        s.fork(dict(epochs=1))
     s.leave()
 
 
 def test_both_branches_of_a_fork_go_on_alike():
-    "Same lr (moved by hand), same batches, and the parent does not stop: only the method can make a difference."
+    "Same lr (moved by hand), same batches, the parent goes on: only the method can make a difference."
     s = steer.Session(QUICK | dict(epochs=4)).step()
     s.wait_for("paused")
     s.set("lr", 0.02)
     until(lambda: len(s.run.events) == 1)
     same, other = s.fork({}), s.fork(dict(method="branchynet", preset="default", method_args={}))
-    for x in (s, same, other): x.go()
-    for x in (s, same, other): x.wait_for("finished")
-    def late(x, metric): return x.history[(x.history.metric == metric) & (x.history.epoch > 1)].value.tolist()
+    for x in (s, same, other):
+        x.go()
+    for x in (s, same, other):
+        x.wait_for("finished")
+
+    def late(x, metric):
+        return x.history[(x.history.metric == metric) & (x.history.epoch > 1)].value.tolist()
+
     losses = [m for m in s.history.metric.unique() if m.startswith("loss/")]
     assert all(late(s, m) == late(same, m) for m in ("lr", *losses)) and len(late(s, "lr")) == 3
     assert late(s, "lr") == late(other, "lr") and other.run.finished
@@ -134,29 +160,34 @@ def test_both_branches_of_a_fork_go_on_alike():
 def test_the_train_lab_by_its_buttons():
     lab = train_lab.TrainLab()
     lab.setup.epochs.value, lab.setup.batch_size.value, lab.setup.images_per_class.value = 4, 128, 60
-    assert lab.pause.disabled and lab.stop.disabled and "nothing has been started" in lab.pause.tooltip and "CPU" in lab.status.value
+    assert (
+        lab.pause.disabled
+        and lab.stop.disabled
+        and "nothing has been started" in lab.pause.tooltip
+        and "CPU" in lab.status.value
+    )
     lab.setup.dataset.value = "no-such-data"
     said = []
     lab.status.observe(lambda change: said.append(change.new), "value")
     lab.start.click()
-    assert said[0] == "starting …"                              # at once; reading data takes longer
+    assert said[0] == "starting …"  # at once; reading data takes longer
     until(lambda: "no-such-data" in lab.line.value and not lab.opening)
     assert not lab.sessions and not lab.start.disabled
     lab.setup.dataset.value = "digits"
-    assert not lab.line.value                                   # the line goes with its cause
+    assert not lab.line.value  # the line goes with its cause
     lab.step.click()
     until(lambda: lab.sessions and lab.session.state == "paused" and len(lab.inner.data) == 1)
-    assert not lab.fork.disabled and [len(t.x) for t in lab.accuracy.data] == [1]*5
+    assert not lab.fork.disabled and [len(t.x) for t in lab.accuracy.data] == [1] * 5
     assert lab.inner.data[0].type == "heatmap" and lab.which.value == "weights"
-    lab.sliders["alpha"].value = 1.
-    until(lambda: "α 3 → 1" in lab.flags.value and lab.accuracy.layout.annotations)
-    assert [a.text for a in lab.accuracy.layout.annotations] == ["1"] and lab.accuracy.layout.annotations[0].y == 1     # above the curves
+    lab.sliders["alpha"].value = 1.0
+    until(lambda: "α 3 → 1" in lab.flags.value)
+    until(lambda: [(a.text, a.y) for a in lab.accuracy.layout.annotations] == [("1", 1)])  # above the curves
     lab.setup.method.value = "dbt"
     lab.fork.click()
     until(lambda: len(lab.sessions) == 2 and all(s.over for s in lab.sessions), 60)
     until(lambda: lab.status.value.count("on test, exits 1 … 4") == 2)
     assert not lab.line.value and {t.line.dash for t in lab.accuracy.data} == {"solid", "dash"}
-    assert [t.x[0] for t in lab.accuracy.data] == [1]*10         # both go on from the first epoch
+    assert [t.x[0] for t in lab.accuracy.data] == [1] * 10  # both go on from the first epoch
     lab.new.click()
     assert lab.bar.value == 0 and not lab.start.disabled and not lab.flags.value
 
@@ -172,7 +203,11 @@ def test_points_within_an_epoch():
     assert session.epoch == 0 and 0 < position < 1 and len(top1) == 4
     lab.sessions = [session]
     lab.draw(force=True)
-    assert [t.name for t in lab.accuracy.data] == ["training, so far"] and "epoch 0." in lab.status.value and "left" in lab.status.value
+    assert (
+        [t.name for t in lab.accuracy.data] == ["training, so far"]
+        and "epoch 0." in lab.status.value
+        and "left" in lab.status.value
+    )
     session.leave()
 
 
@@ -202,13 +237,16 @@ def test_a_bad_value_is_answered_in_a_line():
 
 def test_long_work_can_be_cancelled():
     job = widgets.Job()
+
     def work(j):
         for i in range(1000):
             j.report(i, 1000, "at it")
             time.sleep(0.01)
+
     job.start(work)
     until(lambda: job.bar.value > 0)
-    with pytest.raises(InputError): job.start(work)
+    with pytest.raises(InputError):
+        job.start(work)
     job.button.click()
     job.wait(5)
     assert not job.running and job.line.value == "cancelled" and job.bar.value < 1
@@ -217,26 +255,28 @@ def test_long_work_can_be_cancelled():
 def test_a_figure_and_its_table_are_written(runs, finished):
     fig = figure("f")
     row = widgets.save_row(fig, list_runs, "it")
-    for i in (3, 4): row.children[i].click()
-    assert sorted(f.suffix for f in (finished/"exports").iterdir()) == [".csv", ".html"]
+    for i in (3, 4):
+        row.children[i].click()
+    assert sorted(f.suffix for f in (finished / "exports").iterdir()) == [".csv", ".html"]
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 def test_a_kept_picture_fits_a_paper(runs):
     "At least 1,900 pixels wide: 16 cm at 300 dpi."
     from PIL import Image
+
     fig = figure("f")
     fig.add_scatter(y=[1, 2])
-    with Image.open(widgets.export_file(widgets.figure_view(fig), None, "it", "png")) as image:
+    with Image.open(lab_figures.export_file(lab_figures.figure_view(fig), None, "it", "png")) as image:
         assert image.width >= 1900 and image.height >= 900
 
 
 def test_the_exits_lab_by_its_controls(runs):
     lab = exits_lab.ExitsLab()
     M = lab.run.leaving.num_exits
-    lab.slider.value = 0.
+    lab.slider.value = 0.0
     assert lab.shares.data[0].y[0] == 100 and lab.now[lab.run.name]["cost"] == float(lab.run.leaving.cost[0])
-    lab.slider.value = 1.
+    lab.slider.value = 1.0
     assert lab.shares.data[0].y[-1] > 50
     lab.slider.value = 0.6
     v = lab.run.leaving.values
@@ -250,7 +290,9 @@ def test_the_exits_lab_by_its_controls(runs):
     assert costs == sorted(costs) and not lab.line.value
     for kind in lab.kind.options:
         lab.kind.value = kind
-        lab.next.click(); lab.back.click(); lab.back.click()
+        lab.next.click()
+        lab.back.click()
+        lab.back.click()
         assert not lab.line.value
     lab.kind.value = "wrong at the last exit"
     assert lab.rows and not lab.run.leaving.right[-1, lab.rows].any()
@@ -261,7 +303,9 @@ def test_the_exits_lab_by_its_controls(runs):
 
 
 def test_overthinking_and_gained_are_what_they_say():
-    logits = torch.eye(2)[torch.tensor([[0, 0, 1, 1], [1, 0, 0, 1]])]*5       # answers of two exits about four images
+    logits = (
+        torch.eye(2)[torch.tensor([[0, 0, 1, 1], [1, 0, 0, 1]])] * 5
+    )  # answers of two exits about four images
     x = thresholds.Leaving(Outputs(logits, torch.zeros(4, dtype=torch.long), "test"), [1, 2])
     rows = [x.rows(k, torch.tensor([1, 2, 2, 1])) for k in thresholds.kinds_of_images(2)]
     assert rows == [[0, 1, 2, 3], [0], [2], [0, 3], [0, 3], [1, 2]]
@@ -274,9 +318,11 @@ def test_threshold_and_budget_are_one_place(runs):
     before = lab.now[lab.run.name]["cost"]
     lab.mode.value = "budget"
     full = float(lab.run.leaving.cost[-1])
-    assert abs(lab.slider.value - before/full) < 0.006 and lab.slider.description == "share of the full cost"
+    assert (
+        abs(lab.slider.value - before / full) < 0.006 and lab.slider.description == "share of the full cost"
+    )
     lab.mode.value = "threshold"
-    assert abs(lab.now[lab.run.name]["cost"] - before) < 0.1*full
+    assert abs(lab.now[lab.run.name]["cost"] - before) < 0.1 * full
     lab.slider.value = 0.33
     lab.picker.value = lab.picker.options[-1][1]
     assert lab.slider.value == 0.33 and not lab.line.value
@@ -290,81 +336,31 @@ def test_the_exits_lab_draws_the_true_class_of_every_image(runs):
         lab.at.value = number
         truth = lab.run.names[int(lab.run.labels[lab.rows[number - 1]])]
         state = lab.image.get_state()
-        assert state["_widget_layout"]["xaxis"]["type"] == "category" and state["_widget_layout"]["autotypenumbers"] == "strict"
-        assert all(f"✓ {truth}" in t["x"] for t in state["_widget_data"]) and f"{number} of" in lab.picture.value
+        assert (
+            state["_widget_layout"]["xaxis"]["type"] == "category"
+            and state["_widget_layout"]["autotypenumbers"] == "strict"
+        )
+        assert (
+            all(f"✓ {truth}" in t["x"] for t in state["_widget_data"]) and f"{number} of" in lab.picture.value
+        )
 
 
 def test_a_second_run_stands_on_the_same_axes(runs):
     widgets.demo_run(**{**QUICK, "method": "branchynet", "seed": 5, "epochs": 1})
     lab = exits_lab.ExitsLab()
     lab.second.value = lab.second.options[2][1]
-    assert len(lab.shares.data) == 2 and len(lab.tradeoff.data) == 6 and lab.summary.value.count("right") == 2 and not lab.line.value
+    assert (
+        len(lab.shares.data) == 2
+        and len(lab.tradeoff.data) == 6
+        and lab.summary.value.count("right") == 2
+        and not lab.line.value
+    )
 
 
 def test_demo_run_is_the_newest_finished_one(runs):
-    assert isinstance(widgets.demo_run(), Run) and " · digits · tiny · " in widgets.run_text(widgets.demo_run())
-    assert widgets.run_picker().value == widgets.demo_run() and widgets.run_picker(several=True).value == (widgets.demo_run(),)
-
-
-# In a real JupyterLab
-
-LABS = Path(__file__).resolve().parent.parent/"nbs"/"labs"
-in_a_browser = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")]
-
-
-def in_chromium(test): return in_a_browser[0](in_a_browser[1](test))
-
-
-@pytest.fixture(scope="module")
-def jupyter(tmp_path_factory, finished):
-    home = tmp_path_factory.mktemp("jupyter")
-    (home/"labs").mkdir()
-    for name in ("train", "exits"):           # a kernel for each theme
-        for theme in ("light", "dark"): shutil.copy(LABS/f"{name}.ipynb", home/"labs"/f"{name}-{theme}.ipynb")
-    with serve(home/"labs", home, MULTIEXIT_ROOT=str(LABS.parent.parent), MULTIEXIT_RUNS=str(finished), MULTIEXIT_DEVICE="cpu") as address: yield address
-
-
-def press(page, text): page.locator(f"button:has-text('{text}'):not([disabled])").first.click()
-def says(page, text): page.wait_for_function("t => document.body.innerText.includes(t)", arg=text, timeout=60_000)
-
-
-@in_chromium
-@pytest.mark.parametrize("theme", ["light", "dark"])
-def test_train_in_jupyterlab(jupyter, theme, tmp_path):
-    with notebook(jupyter, f"train-{theme}.ipynb", theme) as (page, errors, elsewhere):
-        page.wait_for_selector("button:has-text('Start')", timeout=60_000)
-        page.locator(".widget-text:has-text('per class') input").fill("40")
-        page.keyboard.press("Tab")
-        press(page, "Start")
-        page.wait_for_function("(document.querySelectorAll('.js-plotly-plot')[0].data[0] || {x: []}).name == 'exit 1'", timeout=60_000)
-        press(page, "Pause")
-        says(page, "paused")
-        where = page.evaluate("[...document.body.innerText.matchAll(/epoch [0-9.]+ of/g)][0][0]")
-        page.wait_for_timeout(1500)
-        assert page.evaluate("[...document.body.innerText.matchAll(/epoch [0-9.]+ of/g)][0][0]") == where
-        slider = page.locator(".widget-slider:has-text('α') .noUi-handle")
-        slider.focus()
-        for _ in range(3): page.keyboard.press("ArrowRight")
-        says(page, "α 3 → 3.3")
-        press(page, "Go on")
-        page.wait_for_timeout(4000)
-        page.screenshot(path=tmp_path/f"train-{theme}.png")
-        press(page, "Stop")
-        says(page, "finished")
-    assert not errors and not elsewhere
-
-
-@in_chromium
-@pytest.mark.parametrize("theme", ["light", "dark"])
-def test_exits_in_jupyterlab(jupyter, theme, tmp_path):
-    with notebook(jupyter, f"exits-{theme}.ipynb", theme, height=2300) as (page, errors, elsewhere):
-        says(page, "overthinking")
-        shares = "document.querySelectorAll('.js-plotly-plot')[0]"
-        page.wait_for_function(f"({shares} || {{}}).data && {shares}.data.length == 1", timeout=60_000)
-        before = page.evaluate(f"[...({shares}.data[0].y._inputArray || {shares}.data[0].y)].join()")
-        page.locator(".widget-slider .noUi-handle").first.focus()
-        for _ in range(5): page.keyboard.press("PageDown")
-        page.wait_for_function(f"[...({shares}.data[0].y._inputArray || {shares}.data[0].y)].join() != '{before}'", timeout=20_000)
-        page.wait_for_timeout(1500)
-        page.screenshot(path=tmp_path/f"exits-{theme}.png")
-    assert not errors and not elsewhere
+    assert isinstance(widgets.demo_run(), Run) and " · digits · tiny · " in widgets.run_text(
+        widgets.demo_run()
+    )
+    assert widgets.run_picker().value == widgets.demo_run() and widgets.run_picker(several=True).value == (
+        widgets.demo_run(),
+    )

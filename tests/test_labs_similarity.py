@@ -1,4 +1,5 @@
-"""The labs rdm and confusion without a browser: what their controls do, that no control leads into a traceback, and how little is sent."""
+"The labs rdm and confusion without a browser: what controls do, no traceback, little is sent."
+
 import itertools
 import json
 import re
@@ -15,7 +16,18 @@ from multiexit_nb.analysis import agreement, rdm
 from multiexit_nb.core import MultiExitOutput
 from multiexit_nb.figures import exit_colours
 
-QUICK = dict(dataset="digits", model="tiny", exits="sepconv", method="mate", epochs=1, batch_size=128, lr=0.05, precision="fp32", channels_last="false", images_per_class=40)
+QUICK = dict(
+    dataset="digits",
+    model="tiny",
+    exits="sepconv",
+    method="mate",
+    epochs=1,
+    batch_size=128,
+    lr=0.05,
+    precision="fp32",
+    channels_last="false",
+    images_per_class=40,
+)
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +43,8 @@ def finished(tmp_path_factory):
 
 
 @pytest.fixture
-def runs(finished, monkeypatch): monkeypatch.setenv("MULTIEXIT_RUNS", str(finished))
+def runs(finished, monkeypatch):
+    monkeypatch.setenv("MULTIEXIT_RUNS", str(finished))
 
 
 def settled(lab, says=""):
@@ -55,11 +68,16 @@ def small(runs, monkeypatch):
 
 @pytest.mark.parametrize("kind", [rdm_lab.RdmLab, confusion_lab.ConfusionLab])
 def test_a_lab_opens_with_a_run_made_on_the_spot(kind, monkeypatch):
-    for k in ("epochs", "images_per_class"): monkeypatch.setitem(widgets._DEMO, k, QUICK[k])
+    for k in ("epochs", "images_per_class"):
+        monkeypatch.setitem(widgets._DEMO, k, QUICK[k])
     lab = kind()
     assert [r.parameters["dataset"] for r in widgets.finished_runs()] == ["digits"]
     assert "application/vnd.jupyter.widget-view+json" in lab._repr_mimebundle_()
-    figures = [w for w in (getattr(lab, n, None) for n in ("pictures", "similar", "matrix", "square")) if hasattr(w, "layout") and hasattr(w, "data")]
+    figures = [
+        w
+        for w in (getattr(lab, n, None) for n in ("pictures", "similar", "matrix", "square"))
+        if hasattr(w, "layout") and hasattr(w, "data")
+    ]
     assert len(figures) == 2 and all(len(f.data) for f in figures)
 
 
@@ -69,13 +87,18 @@ def test_the_rdm_lab_shows_what_the_functions_give(runs):
     rows = rdm.balanced(lab.tested[run.id].labels, lab.per_class.value)
     out = rdm.representations(run, rows)
     d = rdm.rdm(rdm.patterns(out, M, "probabilities"), lab.tested[run.id].labels[rows])
-    assert list(lab.shown) == [f"exit {M}, before", f"exit {M}, after"] and np.allclose(lab.shown[f"exit {M}, after"], d, atol=1e-5)
+    assert list(lab.shown) == [f"exit {M}, before", f"exit {M}, after"] and np.allclose(
+        lab.shown[f"exit {M}, after"], d, atol=1e-5
+    )
     assert list(lab.drawn.rows) == rows.tolist() and len(rows) >= 300
-    assert lab.matrix.shape == (2*M, 2*M) and lab.colours == [exit_colours(M)[-1]]*2
+    assert lab.matrix.shape == (2 * M, 2 * M) and lab.colours == [exit_colours(M)[-1]] * 2
     b = rdm.blocks(d)
-    assert f"two images of one class {b['within']:.2g} apart, of different classes {b['between']:.2g}" in lab.blocks.value
+    assert (
+        f"two images of one class {b['within']:.2g} apart, of different classes {b['between']:.2g}"
+        in lab.blocks.value
+    )
     assert lab.pictures.data[1].z.tolist() == rdm.plot_rdm({"a": d}).data[0].z.tolist()
-    assert lab.table().shape == (2*len(rows), len(rows))
+    assert lab.table().shape == (2 * len(rows), len(rows))
 
 
 def test_two_runs_stand_below_each_other_in_one_order(small):
@@ -83,12 +106,23 @@ def test_two_runs_stand_below_each_other_in_one_order(small):
     lab.order.value = "by similarity"
     lab.second.value = lab.second.options[2][1]
     settled(lab)
-    assert len(lab.pictures.data) == 4 and len(lab.shown) == 4 and len(lab.matrix) == 16 and len({tuple(d.index) for d in lab.shown.values()}) == 1
+    assert (
+        len(lab.pictures.data) == 4
+        and len(lab.shown) == 4
+        and len(lab.matrix) == 16
+        and len({tuple(d.index) for d in lab.shown.values()}) == 1
+    )
     methods = [w.value.parameters["method"] for w in (lab.first, lab.second)]
-    assert [t.split(",")[0] for t in lab.shown] == [methods[0]]*2 + [methods[1]]*2 and set(methods) == {"mate", "branchynet"}
-    lab.second.value = lab.first.value            # a run beside itself: at another exit
+    assert [t.split(",")[0] for t in lab.shown] == [methods[0]] * 2 + [methods[1]] * 2 and set(methods) == {
+        "mate",
+        "branchynet",
+    }
+    lab.second.value = lab.first.value  # a run beside itself: at another exit
     settled(lab)
-    assert list(lab.shown) == ["exit 4, before", "exit 4, after", "exit 1, before", "exit 1, after"] and len(lab.matrix) == 8
+    assert (
+        list(lab.shown) == ["exit 4, before", "exit 4, after", "exit 1, before", "exit 1, after"]
+        and len(lab.matrix) == 8
+    )
     lab.exits[1].value = 4
     settled(lab, "choose another exit")
     lab.second.value = ""
@@ -99,15 +133,15 @@ def test_two_runs_stand_below_each_other_in_one_order(small):
 def test_the_draw_of_images_is_what_its_controls_say(small):
     lab = small
     labels = lab.tested[lab.first.value.id].labels
-    assert labels[list(lab.drawn.rows)].tolist() == [1]*3 + [4]*3 + [7]*3
+    assert labels[list(lab.drawn.rows)].tolist() == [1] * 3 + [4] * 3 + [7] * 3
     before = lab.drawn.rows
     lab.seed.value = 1
     assert settled(lab).drawn.rows != before
     lab.ten.click()
     settled(lab)
-    lab.per_class.value = 10_000                 # as many as there are
+    lab.per_class.value = 10_000  # as many as there are
     settled(lab)
-    assert len(lab.drawn.rows) == 10*lab.per_class.max <= rdm_lab.MOST_IMAGES
+    assert len(lab.drawn.rows) == 10 * lab.per_class.max <= rdm_lab.MOST_IMAGES
     lab.classes.value = ()
     settled(lab, "no class is chosen")
     lab.classes.value = (3,)
@@ -120,15 +154,21 @@ def test_the_draw_of_images_is_what_its_controls_say(small):
 
 
 def combinations(lab, names):
-    for values in itertools.product(*([o[1] if isinstance(o, tuple) else o for o in getattr(lab, n).options] for n in names)):
-        for n, v in zip(names, values, strict=True): getattr(lab, n).value = v
+    for values in itertools.product(
+        *([o[1] if isinstance(o, tuple) else o for o in getattr(lab, n).options] for n in names)
+    ):
+        for n, v in zip(names, values, strict=True):
+            getattr(lab, n).value = v
         yield dict(zip(names, values, strict=True))
 
 
 def check_combinations(lab, names):
     n = 0
     for now in combinations(lab, names):
-        settled(lab, "needs values ≥ 0" if now.get("distance") == "poisson" and now.get("after") == "logits" else "")
+        settled(
+            lab,
+            "needs values ≥ 0" if now.get("distance") == "poisson" and now.get("after") == "logits" else "",
+        )
         n += 1
     return n
 
@@ -151,15 +191,19 @@ def test_all_combinations_of_the_rdm_lab(small):
 def test_moving_on_while_it_computes_and_cancelling(runs, monkeypatch):
     lab = settled(rdm_lab.RdmLab())
     slow = []
+
     def representations(run, rows, split, tell, original=rdm.representations):
         for i in range(200):
-            tell(i, 200); slow.append(i); time.sleep(0.01)
+            tell(i, 200)
+            slow.append(i)
+            time.sleep(0.01)
         return original(run, rows, split)
+
     monkeypatch.setattr(rdm, "representations", representations)
     lab.seed.value = 5
     until(lambda: len(slow) > 3)
     assert "asking the network" in lab.job.line.value and not lab.job.button.disabled
-    lab.seed.value = 6                            # begins anew
+    lab.seed.value = 6  # begins anew
     until(lambda: slow.count(0) == 2)
     lab.job.button.click()
     until(lambda: not lab.job.running)
@@ -167,7 +211,10 @@ def test_moving_on_while_it_computes_and_cancelling(runs, monkeypatch):
     monkeypatch.undo()
     lab.again.click()
     settled(lab)
-    assert list(lab.drawn.rows) == rdm.balanced(lab.tested[lab.first.value.id].labels, lab.per_class.value, seed=6).tolist()
+    assert (
+        list(lab.drawn.rows)
+        == rdm.balanced(lab.tested[lab.first.value.id].labels, lab.per_class.value, seed=6).tolist()
+    )
 
 
 def test_runs_tested_on_other_images_are_not_compared(small, monkeypatch):
@@ -181,13 +228,13 @@ def test_runs_tested_on_other_images_are_not_compared(small, monkeypatch):
 
 
 def test_figures_and_tables_are_kept(small, finished):
-    row, = save_rows(small)
+    (row,) = save_rows(small)
     for view in small.choose.options:
         small.choose.value = view
         for i in (3, 4):
             row.children[i].click()
             assert "written" in row.children[-1].value
-    kept = {f.name.split("-2")[0] + f.suffix for f in (finished/"exports").iterdir()}
+    kept = {f.name.split("-2")[0] + f.suffix for f in (finished / "exports").iterdir()}
     assert kept == {"rdm.html", "rdm.csv"}
 
 
@@ -196,11 +243,16 @@ def test_the_confusion_lab_shows_the_images_of_a_cell(runs):
     lab = confusion_lab.ConfusionLab()
     said, y = lab.sides()[0][1], lab.tested.labels
     (i, j, n), *_ = agreement.mistakes(agreement.confusion(said, y, 10))
-    assert (lab.truth.value, lab.answer.value) == (i, j) == lab.common.value and f"{n} image" in lab.where.value
-    lab.choose_cell(3, 3)                             # what a click does
+    assert (lab.truth.value, lab.answer.value) == (
+        i,
+        j,
+    ) == lab.common.value and f"{n} image" in lab.where.value
+    lab.choose_cell(3, 3)  # what a click does
     assert lab.rows == np.flatnonzero((y == 3) & (said == 3)).tolist() and lab.truth.value == 3
     lab.truth.value, lab.answer.value = 8, 1
-    assert lab.rows == np.flatnonzero((y == 8) & (said == 1)).tolist() and lab.strip.value.count("<img") == min(12, len(lab.rows))
+    assert lab.rows == np.flatnonzero((y == 8) & (said == 1)).tolist() and lab.strip.value.count(
+        "<img"
+    ) == min(12, len(lab.rows))
     for cell in agreement.CELLS:
         lab.cell.value = cell
         assert lab.rows == lab.cells[cell].tolist() and not lab.line.value
@@ -208,7 +260,8 @@ def test_the_confusion_lab_shows_the_images_of_a_cell(runs):
     assert lab.back.disabled and "1 to 12 shown" in lab.where.value
     lab.next.click()
     assert "13 to 24 shown" in lab.where.value and not lab.back.disabled
-    for _ in range(100): lab.next.click()
+    for _ in range(100):
+        lab.next.click()
     assert lab.next.disabled and f"to {len(lab.rows)} shown" in lab.where.value
     assert "is right about" in lab.sentence.value
 
@@ -217,14 +270,21 @@ def test_clicks_reach_their_cells(runs):
     "As the browser sends them: points with the place in the matrix."
     lab = confusion_lab.ConfusionLab()
     from plotly.callbacks import InputDeviceState, Points
+
     def click(view, row, col):
-        for f in view.data[0]._click_callbacks: f(view.data[0], Points([[row, col]], [col], [row], "", 0), InputDeviceState())
+        for f in view.data[0]._click_callbacks:
+            f(view.data[0], Points([[row, col]], [col], [row], "", 0), InputDeviceState())
+
     lab.exit.value = 2
     click(lab.matrix, 4, 4)
     assert (lab.truth.value, lab.answer.value) == (4, 4) and (lab.tested.labels[lab.rows] == 4).all()
-    lab.picker.value = lab.picker.options[1][1]      # another run: the figures are the same ones
+    lab.picker.value = lab.picker.options[1][1]  # another run: the figures are the same ones
     click(lab.square, 1, 0)
-    assert lab.cell.value == "only the first right" and lab.rows == lab.cells["only the first right"].tolist() and not lab.line.value
+    assert (
+        lab.cell.value == "only the first right"
+        and lab.rows == lab.cells["only the first right"].tolist()
+        and not lab.line.value
+    )
 
 
 def test_no_control_of_the_confusion_lab_leads_into_a_traceback(runs):
@@ -236,9 +296,11 @@ def test_no_control_of_the_confusion_lab_leads_into_a_traceback(runs):
         n += 1
         assert not lab.line.value
     for now in combinations(lab, ["unit", "grouping"]):
-        for lab.mistakes.value in (True, False): assert not lab.line.value, now
+        for lab.mistakes.value in (True, False):
+            assert not lab.line.value, now
     for kind in ("common", "truth", "answer", "cell"):
-        for _ in combinations(lab, [kind]): assert not lab.line.value
+        for _ in combinations(lab, [kind]):
+            assert not lab.line.value
     assert n == 16 and set(lab.matrix.layout.to_plotly_json()["xaxis"]["ticktext"]) == set("0123456789")
 
 
@@ -247,22 +309,34 @@ def test_no_control_of_the_confusion_lab_leads_into_a_traceback(runs):
 def sent(monkeypatch):
     "Bytes that widgets send."
     sizes = []
-    def note(self, msg, buffers=None): sizes.append(len(json.dumps(msg, default=str)) + sum(memoryview(b).nbytes for b in buffers or []))
+
+    def note(self, msg, buffers=None):
+        sizes.append(len(json.dumps(msg, default=str)) + sum(memoryview(b).nbytes for b in buffers or []))
+
     monkeypatch.setattr(ipywidgets.Widget, "_send", note)
     return sizes
 
 
 class Few:
     "Stands for pictures: 2 KB each."
-    def load(self, rows): pass
-    def html(self, row, size, text): return "x"*2000 + text
+
+    def load(self, rows):
+        pass
+
+    def html(self, row, size, text):
+        return "x" * 2000 + text
 
 
 def test_confusion_of_a_thousand_classes_sends_little(runs, sent):
     lab, rng = confusion_lab.ConfusionLab(), np.random.default_rng(0)
     labels, lab.pictures = rng.integers(0, 1000, 10_000), Few()
     lab.tested.labels, lab.tested.names = labels, [f"class {k}" for k in range(1000)]
-    answers = np.stack([np.where(rng.random(10_000) < s, labels, rng.integers(0, 1000, 10_000)) for s in (.3, .5, .7, .8)])
+    answers = np.stack(
+        [
+            np.where(rng.random(10_000) < s, labels, rng.integers(0, 1000, 10_000))
+            for s in (0.3, 0.5, 0.7, 0.8)
+        ]
+    )
     lab.runs[lab.picker.value.id] = lab.tested, answers
     sent.clear()
     lab.turn()
@@ -273,7 +347,7 @@ def test_confusion_of_a_thousand_classes_sends_little(runs, sent):
     assert sum(sent) < 200_000 and list(lab.parts)[0] == "class 0 … class 24"
     sent.clear()
     lab.choose_cell(2, 2)
-    assert sum(sent) < 60_000 and (labels[lab.rows]//25 == 2).all()
+    assert sum(sent) < 60_000 and (labels[lab.rows] // 25 == 2).all()
 
 
 def test_rdms_of_a_thousand_classes_send_little(runs, sent, monkeypatch):
@@ -282,14 +356,18 @@ def test_rdms_of_a_thousand_classes_send_little(runs, sent, monkeypatch):
     labels = torch.arange(10_000) % 1000
     t.labels, t.names = labels.numpy(), [f"class {k}" for k in range(1000)]
     centres, t.num_exits = rng.normal(size=(1000, 64)), 2
+
     def representations(run, rows, split, tell):
         x = torch.from_numpy(centres[labels[list(rows)]] + rng.normal(size=(len(rows), 64)))
-        return MultiExitOutput(torch.randn(2, len(rows), 1000), (x,)*2)
+        return MultiExitOutput(torch.randn(2, len(rows), 1000), (x,) * 2)
+
     monkeypatch.setattr(rdm, "representations", representations)
     sent.clear()
     lab.take()
     settled(lab)
-    assert len(lab.classes.value) == 10 and len(lab.drawn.rows) == 100          # ten images of a class is all there are
+    assert (
+        len(lab.classes.value) == 10 and len(lab.drawn.rows) == 100
+    )  # ten images of a class is all there are
     lab.classes.value = tuple(range(60))
     settled(lab)
     assert len(lab.drawn.rows) == 600 and 50_000 < sum(sent) < 900_000, sum(sent)

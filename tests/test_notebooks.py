@@ -10,19 +10,22 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-ELSEWHERE = {"train", "sweep", "report", "benchmark", "study", "faults"}   # run through papermill by tests of their own, as are labs/ and papers/
+# run through papermill by tests of their own, as are labs/ and papers/
+ELSEWHERE = {"train", "sweep", "report", "benchmark", "study", "faults"}
+PROJECT = "[tool.nbdev]\nlib_path = 'x'\nnbs_path = '.'\n[project]\nname = 'x'\n"
 FLAGS = tomllib.loads((ROOT/"pyproject.toml").read_text())["tool"]["nbdev"]["tst_flags"]
 
 
 def notebooks() -> list[str]:
-    found = [*(ROOT/"nbs").glob("*.ipynb"), *(ROOT/"nbs/methods").glob("*.ipynb"), *(ROOT/"nbs/datasets").glob("*.ipynb")]
-    return sorted(p.relative_to(ROOT/"nbs").as_posix() for p in found if p.stem not in ELSEWHERE and not p.name.startswith("_"))
+    found = [p for at in ("nbs", "nbs/methods", "nbs/datasets") for p in (ROOT/at).glob("*.ipynb")]
+    kept = [p for p in found if p.stem not in ELSEWHERE and not p.name.startswith("_")]
+    return sorted(p.relative_to(ROOT/"nbs").as_posix() for p in kept)
 
 
 def prepare(scratch: str):
-    "Once per worker process: what notebooks write goes to a temporary folder, and one process takes one core."
-    os.environ |= {"MULTIEXIT_RUNS": f"{scratch}/runs", "MULTIEXIT_DATASETS": f"{scratch}/datasets", "MULTIEXIT_ROOT": str(ROOT),
-                   "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
+    "Once per process: what notebooks write goes to a temporary folder, and one process takes one core."
+    os.environ |= dict(MULTIEXIT_RUNS=f"{scratch}/runs", MULTIEXIT_DATASETS=f"{scratch}/datasets",
+                       MULTIEXIT_ROOT=str(ROOT), OMP_NUM_THREADS="1", TQDM_DISABLE="1")
 
 
 def run_notebook(path: str) -> tuple[bool, str]:
@@ -36,34 +39,34 @@ def run_notebook(path: str) -> tuple[bool, str]:
 
 
 @pytest.fixture(scope="module")
-def runs(request, tmp_path_factory):
-    "All selected notebooks at once, in two worker processes that keep what they have imported (pytest's own process stays clean)."
-    chosen = {i.callspec.params["name"] for i in request.session.items if i.path == Path(__file__) and i.originalname == "test_notebook_runs"}
-    with ProcessPoolExecutor(min(2, os.cpu_count() or 1), get_context("spawn"), prepare, (str(tmp_path_factory.mktemp("notebooks")),)) as pool:
-        yield {name: pool.submit(run_notebook, str(ROOT/"nbs"/name)) for name in sorted(chosen)}
+def runner(tmp_path_factory):
+    "A process beside pytest's that keeps what it has imported; pytest's own stays clean."
+    scratch = str(tmp_path_factory.mktemp("notebooks"))
+    with ProcessPoolExecutor(1, get_context("spawn"), prepare, (scratch,)) as pool:
+        yield pool
 
 
 @pytest.mark.parametrize("name", notebooks())
-def test_notebook_runs(name, runs):
-    went_through, traceback = runs[name].result()
+def test_notebook_runs(name, runner):
+    went_through, traceback = runner.submit(run_notebook, str(ROOT/"nbs"/name)).result()
     assert went_through, traceback
 
 
-def test_a_failing_cell_is_noticed(tmp_path):
+def test_a_failing_cell_is_noticed(tmp_path, runner):
     import nbformat
     for folder, cell in ((tmp_path/"good", "x = 1"), (tmp_path/"bad", "assert 1 == 2")):
         folder.mkdir()
-        (folder/"pyproject.toml").write_text("[tool.nbdev]\nlib_path = 'x'\nnbs_path = '.'\n[project]\nname = 'x'\n")
+        (folder/"pyproject.toml").write_text(PROJECT)
         nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell)])
         nb.metadata.kernelspec = dict(name="python3", language="python", display_name="python3")
         nbformat.write(nb, folder/"a.ipynb")
-    with ProcessPoolExecutor(1, get_context("spawn"), prepare, (str(tmp_path),)) as pool:
-        assert pool.submit(run_notebook, str(tmp_path/"good/a.ipynb")).result()[0]
-        ok, traceback = pool.submit(run_notebook, str(tmp_path/"bad/a.ipynb")).result()
+    assert runner.submit(run_notebook, str(tmp_path/"good/a.ipynb")).result()[0]
+    ok, traceback = runner.submit(run_notebook, str(tmp_path/"bad/a.ipynb")).result()
     assert not ok and "AssertionError" in traceback
 
 
 def test_no_notebook_is_left_out():
-    every = {p.relative_to(ROOT/"nbs") for p in (ROOT/"nbs").rglob("*.ipynb") if not any(part.startswith(".") for part in p.parts)}
+    found = (p.relative_to(ROOT/"nbs") for p in (ROOT/"nbs").rglob("*.ipynb"))
+    every = {p for p in found if not any(part.startswith(".") for part in p.parts)}
     elsewhere = {p for p in every if p.parts[0] in ("labs", "papers") or p.stem in ELSEWHERE}
     assert sorted(p.as_posix() for p in every - elsewhere) == notebooks()

@@ -12,6 +12,9 @@ from safetensors.torch import save_file
 
 from multiexit_nb import arms, experiment, sweep
 from multiexit_nb.analysis import published as pub
+from multiexit_nb.analysis.grids import grid_files, grid_text
+from multiexit_nb.analysis.matching import by_identity, find, paper_rows
+from multiexit_nb.analysis.paper import item_of, list_items
 from multiexit_nb.core import InputError
 from multiexit_nb.methods import CHANGES
 from multiexit_nb.parameters import cell_parameters
@@ -20,7 +23,7 @@ from multiexit_nb.runs import Run
 
 ROOT = Path(__file__).resolve().parent.parent
 GRIDS = ROOT/"data"/"sweeps"
-COUNTED = [(p, n) for p, n in pub.list_items() if n not in ("table text 4.4.3", "figure 4.4")]     # two more than the 39
+COUNTED = [(p, n) for p, n in list_items() if n not in ("table text 4.4.3", "figure 4.4")]     # two more than the 39
 
 
 def cells(kind: str, name: str):
@@ -95,15 +98,15 @@ def standing(request, tmp_path_factory):
     made = {c.id: c for file in sorted((GRIDS/kind).glob("*.yaml")) for c in cells(kind, file.stem)}
     for number, cell in enumerate(made.values()):
         stand_in(folder, cell, number)
-    return kind, pub.by_identity([Run(folder/i) for i in made]), {i: c.parameters for i, c in made.items()}
+    return kind, by_identity([Run(folder/i) for i in made]), {i: c.parameters for i, c in made.items()}
 
 
 def gaps(item, form, index) -> list:
     "What of an item is not filled: arms that lack a run, and published numbers without ours."
-    lack = [f.parameters for f in pub.find(item, index, form) if len(f.runs) < form.seeds]
+    lack = [f.parameters for f in find(item, index, form) if len(f.runs) < form.seeds]
     if item.name.startswith("figure"):
         return lack
-    rows = pub.paper_rows(item.paper.name, item.name.removeprefix("table "), index, form="quick" if form.quick else "full")
+    rows = paper_rows(item.paper.name, item.name.removeprefix("table "), index, form="quick" if form.quick else "full")
     def place(a): return tuple(a.labels[k] for k in ("dataset", "model_id", "method"))
     mine = {place(a): a.parameters for a in item.arms_in(form)}
     left_out = {place(a) for a in item.arms} - set(mine)         # a quick form has a stand-in for some networks only
@@ -119,10 +122,10 @@ def test_every_item_is_filled_by_its_own_grid_and_nothing_else(standing):
     kind, index, ids = standing
     filled, lacking = [], {}
     for paper, name in COUNTED:
-        item = pub.item_of(paper, name)
+        item = item_of(paper, name)
         form = item.forms[kind]
         own = {seedless(c.parameters) for g in grids_of(item, form) for c in cells(kind, g)}
-        used = {seedless(ids[r.id]) for f in pub.find(item, index, form) for r in f.runs}
+        used = {seedless(ids[r.id]) for f in find(item, index, form) for r in f.runs}
         assert used <= own, f"{paper} {name}: runs from elsewhere"
         lack = gaps(item, form, index)
         if lack: lacking[f"{paper} {name}"] = lack
@@ -141,7 +144,7 @@ def test_no_run_is_trained_twice(standing):
 
 def test_every_figure_is_drawn(standing):
     kind, index, _ = standing
-    for paper, name in pub.list_items("figure"):
+    for paper, name in list_items("figure"):
         if (paper, name) == ("dih", "figure 2"): continue        # needs weights and images: below
         fig = pub.paper_figure(paper, name.split()[1], index, form=kind)
         assert len(fig.data), (paper, name)
@@ -151,8 +154,8 @@ def test_every_figure_is_drawn(standing):
 # ---------------------------------------------------------------- the grids are those of the papers
 @pytest.mark.parametrize("kind", ["full", "quick"])
 def test_grids_are_as_the_papers_say(kind):
-    for name in pub.grid_files(kind):
-        assert (GRIDS/kind/f"{name}.yaml").read_text() == pub.grid_text(kind, name), f"{name}: write_grids('data/sweeps')"
+    for name in grid_files(kind):
+        assert (GRIDS/kind/f"{name}.yaml").read_text() == grid_text(kind, name), f"{name}: write_grids('data/sweeps')"
 
 
 def test_one_recipe_a_grid():
@@ -225,9 +228,9 @@ def test_a_teacher_is_part_of_the_identity():
 
 def test_a_steered_run_fills_nothing(tmp_path):
     run = arms.example_run(tmp_path, "mate", 0, [70, 75, 78, 79], **{k: v for k, v in MATE_2.items() if k != "method"}, epochs=300)
-    assert pub.by_identity([run])[MATE_2] == [run]
+    assert by_identity([run])[MATE_2] == [run]
     run.event(2.5, "alpha", 3., 1.)
-    assert pub.by_identity([run])[MATE_2] == []
+    assert by_identity([run])[MATE_2] == []
 
 
 def test_what_there_is_not(tmp_path):

@@ -90,11 +90,11 @@ def test_ruff_finds_nothing():
 
 # ---------------------------------------------------------------- the floors
 def floor(f: str) -> int | None:
-    "The number a notebook stands on: its own, 19 for a data set, 39 for a method (on all of 1x, 3x); None above all (train, labs)."
+    "The number a notebook stands on: its own, 19 for a data set, 39 for a method, 59 for a paper; None above all (train, labs)."
     m = re.match(r"nbs/(\d\d)_", f)
     if m:
         return int(m[1])
-    return next((n for folder, n in (("datasets", 19), ("methods", 39)) if f.startswith(f"nbs/{folder}/")), None)
+    return next((n for folder, n in (("datasets", 19), ("methods", 39), ("papers", 59)) if f.startswith(f"nbs/{folder}/")), None)
 
 
 def imported_modules(code: str) -> set[str]:

@@ -11,6 +11,8 @@ from scipy import stats
 from multiexit_nb import arms, experiment
 from multiexit_nb.analysis import published as pub
 from multiexit_nb.analysis import statistics as report
+from multiexit_nb.analysis.matching import COSTS, cost_of, paper_rows
+from multiexit_nb.analysis.paper import list_tables
 from multiexit_nb.core import InputError
 from multiexit_nb.papers.eed import before_and_after
 
@@ -182,7 +184,7 @@ def test_stand_ins_of_two_recipes_do_not_mix(runs):
     "The recipe that most arms have runs of, and the same for all cells; not the newest of each."
     arms.example_run(runs/"x", "mate", 0, [10, 20, 30, 40], epochs=9, preset="paper").path.rename(runs/"other")
     arms.example_run(runs, "dks", 0, [10, 20, 30, 40], epochs=9)
-    rows = pub.paper_rows("mate", 2, runs, instead=dict(cifar100="digits", vgg16="tiny"))
+    rows = paper_rows("mate", 2, runs, instead=dict(cifar100="digits", vgg16="tiny"))
     ours = rows.query("model_id == 'vgg16' and exit == '1'").set_index("method").ours
     assert ours["mate"] == pytest.approx(np.mean([r.result["test"]["top1"][0] for r in arms.finished_runs(runs)
                                                   if r.parameters["method"] == "mate" and r.parameters["epochs"] == 5]))
@@ -209,7 +211,7 @@ def test_exits_of_another_kind_are_another_paper(tmp_path):
     mate = dict(dataset="cifar100", model="resnet18", exits="sepconv", epochs=300, select="best-test")
     arms.example_run(tmp_path, "branchynet", 0, [1, 2, 3, 4], **EED)
     arms.example_run(tmp_path/"x", "branchynet", 0, [5, 6, 7, 8], **mate).path.rename(tmp_path/"other")
-    def ours(paper, table): return pub.paper_rows(paper, table, tmp_path).query("model_id == 'resnet18' and method == 'branchynet'").ours.tolist()
+    def ours(paper, table): return paper_rows(paper, table, tmp_path).query("model_id == 'resnet18' and method == 'branchynet'").ours.tolist()
     assert sorted(ours("eed", "I")) == [1, 2, 3, 4] and ours("mate", "2") == [5, 6, 7, 8]
 
 
@@ -219,13 +221,13 @@ def test_a_parquet_copy_counts_for_its_data_set(tmp_path):
     assert pub.beside_papers(tmp_path).groupby("table").ours.first()["2"] == 70
 
 
-@pytest.mark.parametrize("name", pub.list_tables())
+@pytest.mark.parametrize("name", list_tables())
 def test_every_published_table_can_be_shown(name):
     paper, table = name.split(" ", 1)
     t = pub.paper_table(paper, table, [])
     text = report.table_markdown(t)
     assert text.count("\n|") == len(t.cells) + 2 and "nan" not in text.lower() and r"\bottomrule" in report.table_latex(t)
-    rows, cost = t.numbers, t.numbers.metric.isin(pub.COSTS)
+    rows, cost = t.numbers, t.numbers.metric.isin(COSTS)
     assert rows[~cost].ours.isna().all() and rows[cost].ours.notna().all()
     if cost.all(): assert ((rows.ours/rows.value - 1).abs() < .06).all()
     alone = pub.paper_table(paper, table, [], show=("paper",))
@@ -256,7 +258,7 @@ def test_budget_figures_from_outputs(tmp_path):
     instead = {"cifar100(150)": "digits(14)", "msdnet_dbt_cifar": "msdnet"}
     got = pub.paper_figure("dbt", 3, [run], instead=instead).data[0]
     assert got.name == "distillation, semi-supervised" and list(got.y) == pytest.approx([float(top5(test)[b]) for b in best])
-    assert pub.cost_of(run) == (run.model().cost(), run.model().cost(earlier_heads=True))
+    assert cost_of(run) == (run.model().cost(), run.model().cost(earlier_heads=True))
     assert len(pub.paper_figure("dbt", 5, [run], instead=instead).data)
     rdms = before_and_after(run, 40)
     d, rows = rdms["probabilities"], np.array(rdms["probabilities"].index.get_level_values("image"))
@@ -276,7 +278,7 @@ def test_students_of_several_teachers_are_one_arm(tmp_path):
     kd = r[(r.method == "kd (teacher=resnet20)") & (r.metric == "top1")]
     assert set(r.method) == {"baseline", "kd (teacher=resnet20)", "dml"} and len(kd) == 2
     assert not [line for line in report.uneven(tmp_path) if "teacher" in line]
-    rows = pub.paper_rows("dih", "3", arms.finished_runs(tmp_path))
+    rows = paper_rows("dih", "3", arms.finished_runs(tmp_path))
     ours = rows[rows.model_id == "resnet20>resnet8"].set_index("method_id").ours
     assert ours["kd"] == 61 and ours["dml"] == 59 and math.isnan(ours["takd"])     # the best of the seeds, as the paper has it
     assert rows[(rows.model_id == "resnet110>resnet8") & rows.method_id.isin(["kd", "dml"])].ours.isna().all()

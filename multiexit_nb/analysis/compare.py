@@ -51,7 +51,7 @@ def _line(fig, x, y, name, colour, i, at, legend, band=None):
     "A thin line as small numbers; a band of ± one standard deviation around it."
     x, y = np.asarray(x, np.int32), np.asarray(y, np.float32)
     fig.add_scatter(x=x, y=y, name=name, legendgroup=name, showlegend=legend, mode="lines" if len(x) > 12 else "lines+markers",
-                    line=dict(color=colour, dash=curves._DASHES[i % 6], width=2), marker=dict(symbol=MARKERS[i % len(MARKERS)], size=6), **at)
+                    line=dict(color=colour, dash=curves.DASHES[i % 6], width=2), marker=dict(symbol=MARKERS[i % len(MARKERS)], size=6), **at)
     if band is not None and np.isfinite(band).any():
         b = np.asarray(band, np.float32)
         fig.add_scatter(x=np.concatenate([x, x[::-1]]), y=np.concatenate([y + b, (y - b)[::-1]]), fill="toself", mode="lines", line_width=0, opacity=.18,
@@ -189,7 +189,7 @@ def plot_sweep(table, x: str, dash: float | None = None, log: bool = True):
         for m, t in table[table.name == n].groupby("exit"):
             at = dict(row=(m - 1)//cols + 1, col=(m - 1) % cols + 1)
             fig.add_scatter(x=t.x.tolist(), y=t["mean"].tolist(), name=n, legendgroup=n, showlegend=bool(m == 1), mode="lines+markers", **at,
-                            line=dict(color=exit_colours(len(names))[i], dash=curves._DASHES[i % 6]), marker_symbol=MARKERS[i % len(MARKERS)],
+                            line=dict(color=exit_colours(len(names))[i], dash=curves.DASHES[i % 6]), marker_symbol=MARKERS[i % len(MARKERS)],
                             error_y=dict(array=t["std"].tolist(), thickness=1))
             for y in t["mean"][t.x == dash]: fig.add_hline(y=y, line=dict(color=GREY, dash="dash", width=1), **at)
     return fig.update_xaxes(**dict(type="log", dtick="D2") if log and table.x.min() > 0 else {})

@@ -15,57 +15,69 @@ from ..figures import MARKERS, exit_colours, figure
 
 # %% ../../nbs/56_weights.ipynb #teacher-weights
 def teacher_weights(history):
-    "MATE's teacher weights at all epochs: rows (epoch, teacher), columns exits; one line if the run logged none."
+    "MATE's weights at all epochs: rows (epoch, teacher), columns exits. Raises InputError if there are none."
     w = curves.matrices(history, "weights", curves.scored_split(history))
-    if not len(w): raise InputError("this run logged no teacher weights: only MATE does")
+    if not len(w):
+        raise InputError("this run logged no teacher weights: only MATE does")
     return w.rename_axis(index=["epoch", "teacher"], columns="exit")
+
+def _nearest(epochs, wanted: int) -> int:
+    "Of two that are as near, the earlier."
+    return int(min(epochs, key=lambda e: (abs(e - wanted), e)))
 
 def weights_at(weights, epoch: int):
     "The matrix (teacher × exit) of an epoch, or of the nearest that was logged."
     epochs = weights.index.get_level_values("epoch")
-    return weights.xs(min(epochs.unique(), key=lambda e: (abs(e - epoch), e)), level="epoch")
+    return weights.xs(_nearest(epochs.unique(), epoch), level="epoch")
 
 # %% ../../nbs/56_weights.ipynb #weight-summary
 def weight_summary(matrix):   # of `weights_at`
-    "For each teacher: the share of its own exit, the exit it takes most from, and the number of exits it draws on, exp(entropy)."
+    "Each teacher: its own exit's share, the exit it takes most from, how many it draws on, exp(entropy)."
     import pandas as pd
     v = matrix.to_numpy(float)
     entropy = -np.where(v > 0, v*np.log(np.where(v > 0, v, 1)), 0).sum(1)
-    return pd.DataFrame(dict(own=np.diag(v), most_from=matrix.columns.to_numpy()[v.argmax(1)], draws_on=np.exp(entropy)), index=matrix.index)
+    most = matrix.columns.to_numpy()[v.argmax(1)]
+    return pd.DataFrame(dict(own=np.diag(v), most_from=most, draws_on=np.exp(entropy)), index=matrix.index)
 
 # %% ../../nbs/56_weights.ipynb #plot-weights
 def plot_weights(weights, epochs, height: int = 330):
-    "The weights at some epochs, side by side, on one scale (MATE Fig. 7); dark numbers of 0, bright of the largest ever."
+    "The weights at some epochs, side by side, on one scale (MATE Fig. 7)."
     known = weights.index.get_level_values("epoch").unique()
-    at = sorted({int(min(known, key=lambda e, wanted=wanted: (abs(e - wanted), e))) for wanted in epochs})
+    at = sorted({_nearest(known, e) for e in epochs})
     fig = curves.panels([f"epoch {e}" for e in at], "Teacher weights", "exit", "teacher", height=height)
     for k, e in enumerate(at):
         t = weights_at(weights, e)
-        fig.add_heatmap(z=t.values, x=list(t.columns), y=list(t.index), colorscale="Viridis", zmin=0, zmax=float(np.nanmax(weights.values)),
-                        texttemplate="%{z:.2f}", showscale=k == 0, colorbar=dict(thickness=12), row=1, col=k + 1,
+        fig.add_heatmap(z=t.values, x=list(t.columns), y=list(t.index), colorscale="Viridis", zmin=0,
+                        zmax=float(np.nanmax(weights.values)), texttemplate="%{z:.2f}", showscale=k == 0,
+                        colorbar=dict(thickness=12), row=1, col=k + 1,
                         hovertemplate="teacher %{y} takes %{z:.3f} from exit %{x}<extra></extra>")
-    return fig.update_yaxes(autorange="reversed", dtick=1, showgrid=False).update_xaxes(dtick=1, showgrid=False)
+    fig.update_xaxes(dtick=1, showgrid=False)
+    return fig.update_yaxes(autorange="reversed", dtick=1, showgrid=False)
 
 # %% ../../nbs/56_weights.ipynb #plot-teacher
 def plot_teacher(weights, teacher: int, width: int = 560, height: int = 380):
     "What one teacher takes from each exit, by epoch."
     t = weights.xs(teacher, level="teacher")
-    fig = figure(f"What the teacher of exit {teacher} is made of", "epoch", "weight", width=width, height=height)
+    fig = figure(f"What the teacher of exit {teacher} is made of", "epoch", "weight", width=width,
+                 height=height)
     for m, c in zip(t.columns, exit_colours(len(t.columns)), strict=True):
-        fig.add_scatter(x=t.index.to_numpy(), y=t[m].to_numpy(np.float32), name=f"from exit {m}", mode="lines+markers" if len(t) <= 40 else "lines",
-                        line=dict(color=c, width=3.5 if m == teacher else 2, dash="solid" if m == teacher else "dash"), marker_symbol=MARKERS[(m - 1) % len(MARKERS)])
+        own = dict(width=3.5, dash="solid") if m == teacher else dict(width=2, dash="dash")
+        fig.add_scatter(x=t.index.to_numpy(), y=t[m].to_numpy(np.float32), name=f"from exit {m}",
+                        mode="lines+markers" if len(t) <= 40 else "lines", line=dict(color=c, **own),
+                        marker_symbol=MARKERS[(m - 1) % len(MARKERS)])
     return fig.update_yaxes(range=[0, 1.02])
 
 # %% ../../nbs/56_weights.ipynb #gaps-by-epoch
 def gaps_by_epoch(history):
-    "Learning gap of each exit (columns; points of top-1) by epoch (rows). Empty where the method has no teachers."
+    "Learning gap of each exit (columns; points of top-1) by epoch (rows). Empty where there are no teachers."
     return curves.exit_curves(history, "gap", curves.scored_split(history))
 
 def mean_gaps(histories):
     "The mean over several histories (seeds), at the epochs that all of them have."
     import pandas as pd
     tables = [t for t in map(gaps_by_epoch, histories) if len(t)]
-    if len(tables) < 2: return tables[0] if tables else pd.DataFrame()
+    if len(tables) < 2:
+        return tables[0] if tables else pd.DataFrame()
     shared = [e for e in tables[0].index if all(e in t.index for t in tables)]
     return sum(t.loc[shared] for t in tables)/len(tables)
 
@@ -77,45 +89,59 @@ def widest_window(epochs: int) -> int:
 def smooth(values,              # one number per epoch
            window: int,         # epochs, odd; 1: as it is
            degree: int = 3):    # of the polynomial; less than the window
-    "Savitzky–Golay smoothing; one line if the window does not fit."
+    "Savitzky–Golay smoothing. Raises InputError if the window does not fit."
     from scipy.signal import savgol_filter
     x = np.asarray(values, float)
-    check_value("window", window, isinstance(window, int | np.integer) and window % 2 == 1 and window > 0, "an odd number of epochs (1: no smoothing)")
-    if window == 1: return x
-    if window > len(x): raise InputError(f"window={window}: there are {len(x)} epochs only, the widest window is {widest_window(len(x))}")
-    check_value("degree", degree, isinstance(degree, int | np.integer) and 0 <= degree < window, f"0 … {window - 1}, less than the window ({window})")
+    odd = isinstance(window, int | np.integer) and window % 2 == 1 and window > 0
+    check_value("window", window, odd, "an odd number of epochs (1: no smoothing)")
+    if window == 1:
+        return x
+    if window > len(x):
+        raise InputError(f"window={window}: there are {len(x)} epochs only, "
+                         f"the widest window is {widest_window(len(x))}")
+    fits = isinstance(degree, int | np.integer) and 0 <= degree < window
+    check_value("degree", degree, fits, f"0 … {window - 1}, less than the window ({window})")
     return savgol_filter(x, window, degree)
 
 # %% ../../nbs/56_weights.ipynb #smooth-gaps
 def smooth_gaps(gaps, window: int, degree: int = 3):
     "Every exit's gaps smoothed, in a window that fits: the one asked for, or the widest there is."
     def one(column):
-        x = column.dropna()
-        fits = min(window, widest_window(len(x)))
-        return column if fits <= degree else column.where(column.isna(), column.dropna().pipe(lambda c: c*0 + smooth(c, fits, degree)))
+        known = column.dropna().astype(float)
+        fits = min(window, widest_window(len(known)))
+        if fits <= degree:
+            return column
+        known[:] = smooth(known, fits, degree)
+        return known.reindex(column.index)
     return gaps.apply(one) if len(gaps) else gaps
+
+# %% ../../nbs/56_weights.ipynb #plot-gaps
+def _thin(fig, x, y, **kw):
+    "A line of small numbers, so that the page stays small."
+    fig.add_scatter(x=np.asarray(x, np.int32), y=np.asarray(y, np.float32), **kw)
 
 def plot_gaps(gaps: dict,       # name → table of `gaps_by_epoch`
               window: int = 1, degree: int = 3, raw: bool = False):
-    "Learning gaps by epoch, a panel per exit, a line per name (MATE Fig. 6); `raw` shows the unsmoothed numbers faintly."
+    "Learning gaps by epoch, a panel per exit, a line per name (MATE Fig. 6); `raw`: the unsmoothed, faintly."
     M = max((int(max(t.columns)) for t in gaps.values() if len(t)), default=1)
     rows, cols = curves.grid(M)
-    fig = curves.panels([f"exit {m}" for m in range(1, M + 1)], "Learning gap: teacher − exit", "epoch", "points of top-1", rows, 380 if rows == 1 else 270*rows + 60)
-    told = set()
+    fig = curves.panels([f"exit {m}" for m in range(1, M + 1)], "Learning gap: teacher − exit", "epoch",
+                        "points of top-1", rows)
     for i, (name, t) in enumerate(gaps.items()):
-        smoothed = smooth_gaps(t, window, degree)
-        for m in t.columns:
-            at = dict(row=(int(m) - 1)//cols + 1, col=(int(m) - 1) % cols + 1)
-            x, c = t.index.to_numpy().astype(np.int32), exit_colours(len(gaps))[i]
-            if raw and window > 1: fig.add_scatter(x=x, y=t[m].to_numpy(np.float32), mode="lines", opacity=.3, line=dict(color=c, width=1), showlegend=False, hoverinfo="skip", legendgroup=name, **at)
-            fig.add_scatter(x=x, y=smoothed[m].to_numpy(np.float32), name=name, legendgroup=name, showlegend=name not in told, mode="lines" if len(t) > 8 else "lines+markers",
-                            line=dict(color=c, dash=curves._DASHES[i % 6], width=2), marker=dict(symbol=MARKERS[i % len(MARKERS)], size=7), **at)
-            told.add(name)
+        look, smoothed = curves.look(i, len(gaps)), smooth_gaps(t, window, degree)
+        for k, m in enumerate(t.columns):
+            at = curves.place(int(m) - 1, cols)
+            if raw and window > 1:
+                _thin(fig, t.index, t[m], mode="lines", opacity=.3, showlegend=False, hoverinfo="skip",
+                      legendgroup=name, line=dict(color=look["line"]["color"], width=1), **at)
+            _thin(fig, t.index, smoothed[m], name=name, legendgroup=name, showlegend=k == 0,
+                  mode="lines" if len(t) > 8 else "lines+markers", **look, **at)
     return fig.update_yaxes(zeroline=True, zerolinecolor="rgba(128,128,128,0.8)", zerolinewidth=1.5)
 
 # %% ../../nbs/56_weights.ipynb #gap-summary
 def gap_summary(gaps: dict):   # name → table of `gaps_by_epoch`
-    "Mean, standard deviation (n − 1) over the epochs and number of epochs of the gaps: one row per name and exit (MATE Table 4)."
+    "Mean and standard deviation (n − 1) over epochs: a row per name and exit (MATE Table 4)."
     import pandas as pd
-    rows = [dict(name=n, exit=int(m), mean=t[m].mean(), std=t[m].std(), epochs=int(t[m].count())) for n, t in gaps.items() for m in t.columns]
+    rows = [dict(name=n, exit=int(m), mean=t[m].mean(), std=t[m].std(), epochs=int(t[m].count()))
+            for n, t in gaps.items() for m in t.columns]
     return pd.DataFrame(rows, columns=["name", "exit", "mean", "std", "epochs"])

@@ -10,8 +10,8 @@ __all__ = ['ALONE', 'paper', 'TABLE_1', 'TABLE_2', 'LINES', 'top5_by_budget', 't
 import numpy as np
 
 from ..analysis import compare, curves
-from ..analysis.published import (Arm, Form, Paper, budget_mode, cost_of, declare_figure,
-                                             declare_table, outputs_of)
+from ..analysis.matching import budget_mode, cost_of, outputs_of
+from ..analysis.paper import Arm, Form, Paper, declare_figure, declare_table
 from ..arms import used
 from ..core import InputError
 from ..inference import budget_table, exit_table
@@ -97,8 +97,8 @@ def figure_6(found):
         raise InputError(f"figure dbt 6: run {run.id} logged no temperature")
     plain, tempered = (_confidence(run.history, n) for n in ("confidence", "tempered_confidence"))
     test = run.outputs("test")
-    at_end = tuple(float(test.confidence("max", temperature)[-1].mean())
-                   for temperature in (None, float(t.iloc[-1])))
+    at_end = tuple(float(test.confidence("max", [tau]*test.num_exits)[-1].mean())
+                   for tau in (1., float(t.iloc[-1])))
     fig = compare.plot_temperature(t, None if len(plain) else at_end, used(run, "mu"))
     for name, series, dash in (("confidence at τ = 1", plain, "solid"),
                                ("confidence at τ", tempered, "dash")):

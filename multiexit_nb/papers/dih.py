@@ -10,7 +10,7 @@ import numpy as np
 
 from .. import experiment
 from ..analysis import curves
-from ..analysis.published import Arm, Form, Paper, declare_figure, declare_table
+from ..analysis.paper import Arm, Form, Paper, declare_figure, declare_table
 from ..analysis.statistics import spread
 from ..arms import teacher_id
 from ..core import check_value

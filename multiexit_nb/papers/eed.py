@@ -9,7 +9,7 @@ __all__ = ['paper', 'CE', 'EED', 'DBT', 'figure_2', 'plot_right_wrong', 'figure_
 import numpy as np
 
 from ..analysis import agreement, compare, curves, rdm
-from ..analysis.published import Arm, Form, Paper, declare_figure, declare_table
+from ..analysis.paper import Arm, Form, Paper, declare_figure, declare_table
 from ..core import InputError, MultiExitOutput
 from ..runs import Run
 
@@ -88,7 +88,7 @@ def figure_3(found):
     for k, f in enumerate(found):
         for name, (metric, split) in lines.items():
             x, v = compare.epochs_of([r.history for r in f.runs], metric, split=split)
-            if not len(v) and metric == "anytime_logits":       # not recorded before: the mean of probabilities
+            if not len(v) and metric == "anytime_logits":     # older runs: of probabilities
                 x, v = compare.epochs_of([r.history for r in f.runs], "anytime", split=split)
             if len(v):
                 fig.line(k, name, x, v, smooth=True)
@@ -120,7 +120,8 @@ def before_and_after(run: Run, most: int = 500) -> dict:
     labels = out.labels[rows]
     return {p: rdm.rdm(rdm.patterns(said, said.num_exits, p), labels, images=rows) for p in places}
 
-@declare_figure(paper, "4", "dissimilarity of images before and after the main exit's last layer; dark is alike",
+@declare_figure(paper, "4",
+                "dissimilarity of images before and after the main exit's last layer; dark is alike",
                 _arms("vgg19", DBT | EED), Form("eed_figures_3_5", 1),
                 _quick("eed_figures_3_5", "vgg19", 1, 20))
 def figure_4(found, most: int = 500):

@@ -7,8 +7,8 @@ __all__ = ['paper', 'DRAWN', 'figure_2']
 
 # %% ../../nbs/papers/hdkd.ipynb #c02
 from ..analysis import curves
-from ..analysis.published import (Arm, Form, Paper, cost_of, declare_figure, declare_table,
-                                             outputs_of)
+from ..analysis.matching import cost_of, outputs_of
+from ..analysis.paper import Arm, Form, Paper, declare_figure, declare_table
 from ..inference import budgeted_batch, combine_networks
 
 # %% ../../nbs/papers/hdkd.ipynb #paper

@@ -10,8 +10,8 @@ __all__ = ['FINE', 'paper', 'OWN', 'VGG16', 'ALPHAS', 'OPTIMAL', 'TAUGHT', 'vari
 import torch
 
 from ..analysis import compare, curves, weights
-from ..analysis.published import (Arm, Form, Paper, cost_of, declare_figure, declare_table,
-                                             row_score)
+from ..analysis.matching import cost_of, row_score
+from ..analysis.paper import Arm, Form, Paper, declare_figure, declare_table
 from ..arms import dataset_of
 from ..core import InputError
 from ..models import create_model
