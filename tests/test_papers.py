@@ -218,6 +218,14 @@ def test_what_does_not_matter_is_the_same_arm(change):
     assert arms.identity(MATE_2) == arms.identity(MATE_2 | change)
 
 
+def test_unlabelled_images_are_part_of_the_identity():
+    "Also those that a data set has without being asked for fewer labels."
+    pairs, digits = (dict(dataset=d, model="tiny", method="dbt") for d in ("digit_pairs", "digits"))
+    alone = dict(unlabelled_ratio=0.0)
+    assert "semi_supervised" in arms.identity(pairs).differences(arms.identity(pairs | alone))
+    assert arms.identity(digits) == arms.identity(digits | alone)
+
+
 def test_a_teacher_is_part_of_the_identity():
     def student(**teacher):
         return dict(dataset="cifar100", model="resnet8", exits="none", recipe="dih", method="kd",
