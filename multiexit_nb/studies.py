@@ -326,6 +326,7 @@ def bring(cell: Cell, folder: Path) -> str:
     run_experiment(p, set(p), bar=False)
     return cell.id
 
+# %% ../nbs/67_studies.ipynb #run-study
 def run_study(study: Study, folder: Path, workers: int = 1):
     "Run what is missing of a study, some runs at a time, each by one thread."
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -342,6 +343,7 @@ def run_study(study: Study, folder: Path, workers: int = 1):
                 child.terminate()
             raise
 
+# %% ../nbs/67_studies.ipynb #stoppable
 def _stoppable():
     "In a worker: SIGTERM ends what it is at; the pool then ends the worker."
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
