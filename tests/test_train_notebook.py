@@ -4,15 +4,16 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import nbformat
 import psutil
 import pytest
 import torch
+from lab_page import until
 
-from multiexit_nb.experiment import PARAMETERS
+from multiexit_nb.core import InputError
+from multiexit_nb.experiment import PARAMETERS, run_experiment
 from multiexit_nb.parameters import cell_parameters
 from multiexit_nb.runs import Run
 
@@ -102,29 +103,25 @@ def test_the_cell_repeats_what_is_declared():
 
 
 def test_killed_and_resumed_by_id(tmp_path):
-    """Kill -9 of papermill and its kernel in the middle; `-p resume` finishes the run with the weights of
-    the uninterrupted one."""
+    "Kill -9 of papermill and its kernel; `-p resume` finishes with the weights of a run that nobody killed."
+    asked = dict(epochs=24, images_per_class=14, channels_last="false", precision="fp32")
+    words = [word for p in asked.items() for word in ("-p", *map(str, p))]
+    command = [sys.executable, "-m", "papermill", BOOK, tmp_path/"out.ipynb", "-p", "run_id", "k", *words]
     env = {**os.environ, "MULTIEXIT_ROOT": str(ROOT)}
-    def p_of(name):
-        return ["-p", "run_id", name, "-p", "epochs", "40", "-p", "images_per_class", "14", "-p",
-                             "channels_last", "false", "-p", "precision", "fp32"]
-    command = [sys.executable, "-m", "papermill", BOOK, tmp_path/"out.ipynb", *p_of("k")]
     p = subprocess.Popen(command, env=env, stderr=subprocess.DEVNULL, start_new_session=True)
-    history, deadline = tmp_path/"runs"/"k"/"history.csv", time.time() + 240
-    while not (history.is_file() and "\n5,val," in history.read_text()):
-        assert time.time() < deadline and p.poll() is None
-        time.sleep(0.02)
-    kernels = psutil.Process(p.pid).children(recursive=True)
-    for q in [*kernels, psutil.Process(p.pid)]:
+    history = tmp_path/"runs"/"k"/"history.csv"
+    until(lambda: p.poll() is not None or history.is_file() and "\n3,val," in history.read_text(), 240)
+    assert p.poll() is None
+    for q in [*psutil.Process(p.pid).children(recursive=True), p]:
         q.send_signal(signal.SIGKILL)
     p.wait()
     assert not Run.load("k").finished
-    refused = papermill(tmp_path/"no.ipynb", "-p", "resume", "k", "-p", "epochs", "3", cwd=tmp_path)
-    assert refused.returncode != 0 and "started with epochs=40, not 3: leave epochs out" in refused.stderr
+    with pytest.raises(InputError, match="started with epochs=24, not 3: leave epochs out"):
+        run_experiment(dict(resume="k", epochs=3), {"resume", "epochs"}, bar=False)
     assert papermill(tmp_path/"again.ipynb", "-p", "resume", "k", cwd=tmp_path).returncode == 0
-    assert papermill(tmp_path/"straight.ipynb", *p_of("s"), cwd=tmp_path).returncode == 0
-    a, b = Run.load("k"), Run.load("s")
-    assert a.finished and sorted(set(a.history.epoch)) == list(range(1, 41))
+    a, b = Run.load("k"), run_experiment(asked | dict(run_id="s"), set(asked) | {"run_id"}, bar=False)
+    assert a.finished and sorted(set(a.history.epoch)) == list(range(1, 25))
     assert a.about["decided"]["precision"] == b.about["decided"]["precision"] == "fp32"
-    assert all(torch.equal(v, b.weights()[k]) for k, v in a.weights().items())
     assert a.result["test"] == b.result["test"]
+    weights = b.weights()
+    assert all(torch.equal(v, weights[k]) for k, v in a.weights().items())
