@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from multiexit_nb import experiment, speed, training
+from multiexit_nb.checkpoints import load_checkpoint
 from multiexit_nb.core import InputError, MultiExitOutput, seed_everything
 from multiexit_nb.data import load_dataset
 from multiexit_nb.methods import _discover, create_method, preset_recipe
@@ -107,7 +108,7 @@ def test_kill_9_in_every_phase(name, data, tmp_path):
         p = context.Process(target=_until_killed, args=(name, tmp_path/"c.pt", step))
         p.start()
         p.join(120)
-        assert p.exitcode == -signal.SIGKILL and training.load_checkpoint(tmp_path/"c.pt")["epoch"] == done
+        assert p.exitcode == -signal.SIGKILL and load_checkpoint(tmp_path/"c.pt")["epoch"] == done
     other, m, _ = make(name, data, seed=5)
     again = run(other, m, data, checkpoint=tmp_path/"c.pt", resume=True)
     list(again)

@@ -12,13 +12,14 @@ import pytest
 import torch
 
 from multiexit_nb import speed, training
+from multiexit_nb.checkpoints import load_checkpoint, save_checkpoint
 from multiexit_nb.core import InputError, MultiExitOutput, seed_everything
 from multiexit_nb.data import load_dataset
 from multiexit_nb.evaluate import evaluate
 from multiexit_nb.methods import create_method, list_methods
 from multiexit_nb.models import create_model
 from multiexit_nb.recipe import Recipe, learning_rate
-from multiexit_nb.training import Diverged, load_checkpoint, save_checkpoint, train
+from multiexit_nb.training import Diverged, train
 
 PLAIN = dict(precision="fp32", channels_last=False)
 
