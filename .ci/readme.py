@@ -6,19 +6,24 @@ from nbconvert.preprocessors import Preprocessor
 
 class FromTheTop(Preprocessor):
     "Links as seen from the folder above nbs/, and code marked as Python."
+
     def preprocess(self, nb, resources):
         nb.metadata.language_info = {"name": "python"}
         return super().preprocess(nb, resources)
 
     def preprocess_cell(self, cell, resources, index):
-        if cell.cell_type == "markdown": cell.source = self.relink(cell.source)
+        if cell.cell_type == "markdown":
+            cell.source = self.relink(cell.source)
         for data in (o.data for o in cell.get("outputs", []) if "data" in o):
-            if "text/markdown" in data: data["text/markdown"] = self.relink(data["text/markdown"])
+            if "text/markdown" in data:
+                data["text/markdown"] = self.relink(data["text/markdown"])
         return cell, resources
 
     @staticmethod
     def relink(text):
-        def above(m): return f"]({m[1][3:] if m[1].startswith('../') else 'nbs/' + m[1]})"
+        def above(m):
+            return f"]({m[1][3:] if m[1].startswith('../') else 'nbs/' + m[1]})"
+
         return re.sub(r"\]\((?!https?:|#)([^)]+)\)", above, text)
 
 

@@ -18,6 +18,7 @@ import torch
 
 from .core import InputError, unknown
 from .data import dataset_info
+from .datasets import has_unlabelled
 from .methods import CHANGES, create_method
 from .models import create_model, exits_of
 from .recipe import Recipe
@@ -159,9 +160,20 @@ def used(run: Run, name: str):
     return (hyper or {}).get(name)
 
 # %% ../nbs/49_arms.ipynb #unlabelled
+@cache
+def _takes_unlabelled(method: str) -> bool:
+    "Whether a method reads unlabelled images where there are some."
+    try:
+        made = create_method(method, num_exits=2, num_classes=10, feature_dims=(8, 8), num_train=100,
+                             num_unlabelled=100)
+    except InputError:
+        return False
+    return "unlabelled" in made.needs
+
 def semi_supervised(p: dict) -> bool:
-    "Whether a run used unlabelled images: DBT does where there are some."
-    return p["method"] == "dbt" and bool(p.get("images_per_class")) and p.get("unlabelled_ratio", 1) > 0
+    "Whether a run used unlabelled images: its method takes them, and its data set has some."
+    return (_takes_unlabelled(p["method"]) and p.get("unlabelled_ratio", 1) > 0
+            and has_unlabelled(p["dataset"], p.get("images_per_class")))
 
 _SPEED = {"precision", "channels_last", "compile", "seed"}        # what does not change an arm
 _RECIPE = [f.name for f in dataclasses.fields(Recipe) if f.name not in _SPEED]

@@ -137,7 +137,7 @@ def attach_exits(
     image_size: int = 32,
     **kw,  # options of the exits
 ) -> MultiExitNet:
-    "Exits on a network that is cut at the modules `at`; it shares its weights. Raises InputError if it cannot."
+    "Exits on a network that is cut at the modules `at`, with its weights. Raises InputError if it cannot."
     at, kind = [str(a) for a in at], type(module).__name__
     ok = num_classes is None or type(num_classes) is int and num_classes >= 2
     check_value("num_classes", num_classes, ok, "None or a whole number ≥ 2")

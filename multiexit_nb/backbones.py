@@ -169,7 +169,7 @@ def wrn_14_4(image_size):
 
 # %% ../nbs/20_backbones.ipynb #basic-stage
 def basic_stage(block, c_in, width, n, stride, **kw):
-    "`n` torchvision blocks, the first with `stride`; a 1×1 convolution and BN as shortcut where the shape changes."
+    "`n` torchvision blocks, the first with `stride`; a 1×1 convolution and BN where the shape changes."
     c_out = width * block.expansion
     short = (
         [nn.Conv2d(c_in, c_out, 1, stride, bias=False), nn.BatchNorm2d(c_out)]

@@ -284,7 +284,8 @@ def draw_papers(lab: CurvesLab, groups: dict):
             f"no published number fits {missing}: choose another under 'published' to stand in for it"
         )
     stand = f" (as if they were {data} · {model})" if lab.instead.value else ""
-    return compare.plot_beside(table).update_layout(title_text=f"Beside the papers{stand}"), table
+    title = f"Beside the papers{stand}<br><sup>recipe, exits and hyperparameters may differ</sup>"
+    return compare.plot_beside(table).update_layout(title_text=title), table
 
 # %% ../nbs/66_curves_lab.ipynb #draws
 DRAW = dict(

@@ -332,7 +332,7 @@ def attach(backbone: Backbone, exits: str, num_classes: int, image_size: int = 3
            at=None,   # stages from 1; default: where the paper of this kind of exit attaches them
            gradient_equilibrium: bool = False, **kw   # options of the exits
           ) -> MultiExitNet:
-    "The backbone with exits after the stages `at`, its own classifier last. Raises InputError for other stages."
+    "The backbone with exits after the stages `at`, its own classifier last. Raises InputError for others."
     kind, shapes = register_exit[exits], stage_shapes(backbone, image_size)
     if at is None:
         at = backbone.attach.get(exits, range(1, len(shapes)))

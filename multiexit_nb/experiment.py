@@ -17,6 +17,7 @@ import psutil
 import torch
 from fastcore.basics import patch
 
+from .checkpoints import load_checkpoint
 from .core import InputError, brief, check_value, pick_device, seed_everything, settings, unknown
 from .data import Splits, dataset_info
 from .datasets import has_unlabelled
@@ -26,7 +27,7 @@ from .parameters import Param, Parameter, parameters_of, read_parameters  # noqa
 from .recipe import Recipe
 from .runs import Run, check_id, data_of
 from .trackers import check_tracker
-from .training import Training, check_data, join, load_checkpoint, train
+from .training import Training, check_data, join, train
 
 # %% ../nbs/44_experiment.ipynb #setup
 @dataclass(frozen=True)

@@ -149,7 +149,7 @@ def take_rows(x, rows: Tensor):   # a tensor, None, or lists and tuples of them
 def early_exit(net: MultiExitNet,
                x: Tensor,              # (B, 3, H, W), on the device of the network
                thresholds,             # a Policy; or M numbers (see `as_policy`)
-               criterion=None, temperature=None   # with numbers: one of `list_criteria()` ("max"); one per exit
+               criterion=None, temperature=None   # with numbers: of `list_criteria()` ("max"); one per exit
               ) -> tuple[Tensor, Tensor]:         # predictions (B,), exits (B,) from 1
     "Classify a batch, every image only as deep as needed; runs in evaluation mode, without gradients."
     policy = as_policy(thresholds, net.num_exits, criterion, temperature)
@@ -207,12 +207,13 @@ def time_early_exit(net: MultiExitNet, batches, policy: Policy, repeats: int = 5
                 early_images_per_second=fast[1], promised=promised, measured=measured, kept=measured/promised)
 
 # %% ../nbs/50_inference.ipynb #measure-early-exit
-def measure_early_exit(net: MultiExitNet, x: Tensor,   # (N, 3, H, W) normalised images, on the network's device
-                       policies,                       # name -> Policy or thresholds
+def measure_early_exit(net: MultiExitNet,
+                       x: Tensor,              # (N, 3, H, W) normalised images, on the network's device
+                       policies,               # name -> Policy or thresholds
                        batch_sizes=(1, 32, 256),
                        repeats: int = 5,               # rounds, of which the fastest counts
                        most: int = 64):                # batches of a round at most
-    "Early exit by the clock: one row per policy and batch size (batches that are not full are left out)."
+    "Early exit by the clock: one row per policy and batch size (only full batches count)."
     import pandas as pd
     rows = []
     with evaluating(net):

@@ -18,7 +18,8 @@ def topk_correct(logits: Tensor,        # (M, N, K)
                 ) -> Tensor:            # (len(ks), M, N) bool
     "Whether the label is among the k largest logits, for each k."
     K = logits.shape[-1]
-    check_value("ks", ks, len(ks) > 0 and all(isinstance(k, int) and 1 <= k <= K for k in ks), f"whole numbers from 1 to {K} (classes)")
+    ok = len(ks) > 0 and all(isinstance(k, int) and 1 <= k <= K for k in ks)
+    check_value("ks", ks, ok, f"whole numbers from 1 to {K} (classes)")
     hits = logits.topk(max(ks), dim=-1).indices == targets[:, None]
     return torch.stack([hits[..., :k].any(-1) for k in ks])
 
@@ -32,12 +33,13 @@ def exit_accuracy(logits: Tensor,    # (M, N, K)
 
 # %% ../nbs/23_metrics.ipynb #anytime-probs
 def anytime_probs(logits: Tensor,         # (M, N, K)
-                  mode: str = "ensemble"  # "ensemble": mean over exits 1 … m (DBT); "latest": exit m alone (HDKD)
+                  mode: str = "ensemble"  # mean over exits 1 … m (DBT); "latest": exit m alone (HDKD)
                  ) -> Tensor:             # (M, N, K)
     "The probabilities one would answer with after each exit."
     check_value("mode", mode, mode in ("ensemble", "latest"), "'ensemble' or 'latest'")
     p = logits.softmax(-1)
-    if mode == "latest": return p
+    if mode == "latest":
+        return p
     return p.cumsum(0) / torch.arange(1, len(p) + 1, device=p.device, dtype=p.dtype).view(-1, 1, 1)
 
 # %% ../nbs/23_metrics.ipynb #teacher-accuracy

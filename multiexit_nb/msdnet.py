@@ -163,7 +163,7 @@ def check_msdnet(a: dict):   # the arguments of `msdnet`
     check_value("reduction", r, isinstance(r, int | float) and 0 <= r <= 1, "from 0 (no transitions) to 1")
     clear = a["stem"] != "auto" or a["image_size"] <= 64
     check_value("stem", a["stem"], clear, "for images above 64 pixels one of the networks made for them "
-                "(msdnet_hdkd_imagenet, msdnet_dbt_imagenet), or 'imagenet' with scales and widths of your own: "
+                "(msdnet_hdkd_imagenet, msdnet_dbt_imagenet), or 'imagenet' with your own scales and widths: "
                 "those of msdnet are CIFAR's")
 
 # %% ../nbs/21_msdnet.ipynb #msdnet-b

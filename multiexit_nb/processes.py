@@ -102,7 +102,7 @@ class SynchronisedBatchNorm2d(Synchronised, nn.BatchNorm2d):
 _SYNCHRONISED = {nn.BatchNorm1d: SynchronisedBatchNorm1d, nn.BatchNorm2d: SynchronisedBatchNorm2d}
 
 def synchronise(module: nn.Module) -> nn.Module:
-    "Let the batch normalisation in `module`, in place, see the batches of all processes, if there are several."
+    "Let the batch normalisation in `module`, in place, see the batches of all processes."
     if rank_and_size()[1] > 1:
         for m in module.modules():
             if type(m) in _SYNCHRONISED:

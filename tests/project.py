@@ -1,4 +1,5 @@
-"The project as files: what a commit of everything would hold, its notebooks, and a copy that a test may change."
+"The project as files: what a commit of everything would hold, its notebooks, and a copy to change."
+
 import fnmatch
 import json
 import os
@@ -13,7 +14,7 @@ BIN = Path(sys.executable).parent
 
 
 def ignored(path: str, folder: bool) -> bool:
-    "Does .gitignore leave out `path` (relative, posix)? The patterns used there: /anchored, folder/, name, *.glob."
+    "Does .gitignore leave out `path` (relative, posix)? Its patterns: /anchored, folder/, name, *.glob."
     lines = [line.strip() for line in (ROOT/".gitignore").read_text().splitlines()]
     for p in [line for line in lines if line and not line.startswith("#")] + [".git"]:
         target = path if p.startswith("/") else path.rsplit("/", 1)[-1]
@@ -58,10 +59,16 @@ def tree(root: Path, files) -> dict[str, bytes]:
 
 
 def run(*command, cwd, **env):
-    "Run a command without the caller's Python path and nbdev's test mode; its output, or an assertion with all of it."
+    "Run a command without the caller's Python path and nbdev's test mode; its output, if it succeeds."
     clean = {k: v for k, v in os.environ.items() if k not in ("IN_TEST", "PYTHONPATH", "MULTIEXIT_ROOT")}
-    p = subprocess.run([str(c) for c in command], cwd=cwd, env=clean | env, text=True, capture_output=True,
-                       stdin=subprocess.DEVNULL)
+    p = subprocess.run(
+        [str(c) for c in command],
+        cwd=cwd,
+        env=clean | env,
+        text=True,
+        capture_output=True,
+        stdin=subprocess.DEVNULL,
+    )
     assert p.returncode == 0, f"{command}: exit {p.returncode}\n{p.stdout}\n{p.stderr}"
     return p.stdout
 

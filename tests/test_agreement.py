@@ -16,8 +16,10 @@ SAID = np.stack([np.where(RNG.random(500) < share, Y, RNG.integers(0, 7, 500)) f
 
 def test_confusion_is_that_of_scikit_learn():
     c = A.confusion(SAID[0], Y, 8)
-    assert np.array_equal(c, confusion_matrix(Y, SAID[0], labels=range(8))) and c.index.name == "class" and c.columns.name == "answer"
-    assert np.allclose(A.confusion(SAID[0], Y, normalise=True), confusion_matrix(Y, SAID[0], normalize="true"))
+    assert np.array_equal(c, confusion_matrix(Y, SAID[0], labels=range(8))) and c.index.name == "class"
+    assert c.columns.name == "answer"
+    assert np.allclose(A.confusion(SAID[0], Y, normalise=True),
+                       confusion_matrix(Y, SAID[0], normalize="true"))
     assert A.confusion(SAID[0], Y, 8, normalise=True).values[7].sum() == 0      # a class without images
 
 
@@ -46,7 +48,9 @@ def test_the_most_mistaken_stand_alone():
 def test_agreement_is_counted_by_hand():
     cells = A.agreement(SAID[0], SAID[2], Y)
     by_hand = {c: [] for c in A.CELLS}
-    for i in range(500): by_hand[{(1, 1): A.CELLS[0], (1, 0): A.CELLS[1], (0, 1): A.CELLS[2], (0, 0): A.CELLS[3]}[int(SAID[0, i] == Y[i]), int(SAID[2, i] == Y[i])]].append(i)
+    for i in range(500):
+        by_hand[{(1, 1): A.CELLS[0], (1, 0): A.CELLS[1], (0, 1): A.CELLS[2],
+                 (0, 0): A.CELLS[3]}[int(SAID[0, i] == Y[i]), int(SAID[2, i] == Y[i])]].append(i)
     assert {k: v.tolist() for k, v in cells.items()} == by_hand
     t = A.agreement_table(SAID, Y)
     assert list(t.index) == [(1, 2), (1, 3), (2, 3)] and (t[list(A.CELLS)].sum(axis=1) == 500).all()
@@ -62,16 +66,19 @@ def test_the_square_says_what_was_clicked():
         for col in range(2):
             cell = A.cell_at(row, col)
             assert f"<b>{len(cells[cell]):,}</b>" in fig.data[0].text[row][col]
-            assert fig.data[0].customdata[row][col] == cell.replace("the first", "exit 1").replace("the second", "exit 3")
+            assert (fig.data[0].customdata[row][col]
+                    == cell.replace("the first", "exit 1").replace("the second", "exit 3"))
     scale = dict((round(t*4), c) for t, c in fig.data[0].colorscale[::2])      # the colour of each number
     number = {A.cell_at(r, c): fig.data[0].z[r][c] for r in range(2) for c in range(2)}
-    assert scale[number["only the first right"]] == colours[0] and scale[number["only the second right"]] == colours[2]
+    assert scale[number["only the first right"]] == colours[0]
+    assert scale[number["only the second right"]] == colours[2]
 
 
 def test_the_picture_has_the_exits_colour_and_hides_the_diagonal():
     c = A.confusion(SAID[0], Y)
     fig = A.plot_confusion(c, colour="rgb(1,2,3)", mistakes_only=True)
-    assert fig.data[0].colorscale[-1][1] == "rgb(1, 2, 3)" and np.isnan(np.diag(np.array(fig.data[0].z, float))).all()
+    assert fig.data[0].colorscale[-1][1] == "rgb(1, 2, 3)"
+    assert np.isnan(np.diag(np.array(fig.data[0].z, float))).all()
     assert fig.data[0].zmax == max(n for _, _, n in A.mistakes(c))
     perfect = A.plot_confusion(A.confusion(Y, Y), mistakes_only=True)
     assert np.isnan(np.array(perfect.data[0].z, float)).all() and perfect.data[0].zmax == 1
@@ -89,9 +96,15 @@ def test_a_thousand_classes_are_quick_and_small():
 
 
 @pytest.mark.parametrize(("call", "says"), [
-    (lambda: A.confusion([0, 1], [0]), "one per image"), (lambda: A.confusion([], []), "one per image"), (lambda: A.confusion([.5], [0]), "whole numbers"),
-    (lambda: A.confusion([-1], [0]), "whole numbers"), (lambda: A.confusion([3], [0], 3), "more than the largest class"), (lambda: A.agreement([0], [0, 1], [0]), "one per image"),
-    (lambda: A.groups(A.confusion([0], [0]), 1), "≥ 2"), (lambda: A.groups(A.confusion([0], [0]), how="bin"), "Did you mean 'bins'"), (lambda: A.agreement_table(SAID, Y, against=4), "1 … 3")])
+    (lambda: A.confusion([0, 1], [0]), "one per image"), (lambda: A.confusion([], []), "one per image"),
+    (lambda: A.confusion([.5], [0]), "whole numbers"),
+    (lambda: A.confusion([-1], [0]), "whole numbers"),
+    (lambda: A.confusion([3], [0], 3), "more than the largest class"),
+    (lambda: A.agreement([0], [0, 1], [0]), "one per image"),
+    (lambda: A.groups(A.confusion([0], [0]), 1), "≥ 2"),
+    (lambda: A.groups(A.confusion([0], [0]), how="bin"), "Did you mean 'bins'"),
+    (lambda: A.agreement_table(SAID, Y, against=4), "1 … 3")])
 def test_wrong_input_is_one_line(call, says):
-    with pytest.raises(InputError, match=says) as e: call()
+    with pytest.raises(InputError, match=says) as e:
+        call()
     assert "\n" not in str(e.value)

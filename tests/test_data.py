@@ -94,7 +94,8 @@ def test_imagefolder(tmp_path, layout):
 
 def test_missing_data_say_where_to_put_it(tmp_path, monkeypatch):
     import torchvision
-    def offline(*a, **kw): raise OSError("no network")
+    def offline(*a, **kw):
+        raise OSError("no network")
     monkeypatch.setattr(torchvision.datasets.cifar, "download_and_extract_archive", offline)
     where = r"could not be downloaded .*Put cifar-100-python.tar.gz \(md5 .*\) into .*"
     with pytest.raises(InputError, match=where):

@@ -1,4 +1,5 @@
-"""Parameter sets nobody would think of, by all three roads: each trains a step, or is answered in one line before data is loaded."""
+"""Parameter sets nobody would think of, by all three roads: each trains a step, or is answered in one line
+before data is loaded."""
 import math
 from collections import Counter
 
@@ -14,7 +15,8 @@ from multiexit_nb.core import OneLine
 from multiexit_nb.experiment import PARAMETERS, prepare, read_parameters
 from multiexit_nb.methods import list_methods
 
-CELL = "\n".join(f"{n}: {dict(int='int', float='float', bool='bool', dict='dict').get(getattr(p.kind, '__name__', ''), 'str')} = {p.default!r}"
+KINDS = dict(int="int", float="float", bool="bool", dict="dict")
+CELL = "\n".join(f"{n}: {KINDS.get(getattr(p.kind, '__name__', ''), 'str')} = {p.default!r}"
                  for n, p in PARAMETERS.items() if n != "milestones") + "\nmilestones: list = [0.5, 0.75]"
 BASE = dict(images_per_class=14, batch_size=64, precision="fp32", channels_last="false")
 COUNTS = Counter()
@@ -23,24 +25,39 @@ COUNTS = Counter()
 # ---- what somebody might give ----
 
 numbers = st.one_of(st.integers(-3, 300), st.sampled_from([10**30, 10**400, 2**63, 2**64, -1, 0, 1]),
-                    st.floats(0, 2), st.sampled_from([math.nan, math.inf, -math.inf, 1e308, 1e-320, -0.0, 1e-3]))
-words = st.sampled_from(["", "no", "1e-3", "2026-11-21", "1:30", "007", "nan", ".inf", "true", "None", "null", "[", "{a: 1}", "[0.5]", "tiny",
-                         "~", "a b", "x"*300, "../x", "ü", "'", '"', "\\", "#", "None ", "imagefolder:", "imagefolder:~nobody", "é́"])
+                    st.floats(0, 2), st.sampled_from(
+                        [math.nan, math.inf, -math.inf, 1e308, 1e-320, -0.0, 1e-3]))
+words = st.sampled_from(["", "no", "1e-3", "2026-11-21", "1:30", "007", "nan", ".inf", "true", "None", "null",
+                         "[", "{a: 1}", "[0.5]", "tiny",
+                         "~", "a b", "x"*300, "../x", "ü", "'", '"', "\\", "#", "None ", "imagefolder:",
+                         "imagefolder:~nobody", "é́"])
 plain = st.one_of(numbers, words, st.booleans(), st.none(), st.text(max_size=8))
-wild = st.one_of(plain, st.lists(plain, max_size=3), st.dictionaries(words | st.integers(0, 3), plain, max_size=2))
+wild = st.one_of(plain, st.lists(plain, max_size=3),
+                 st.dictionaries(words | st.integers(0, 3), plain, max_size=2))
 USUAL = dict(
-    dataset=st.just("digits"), images_per_class=st.sampled_from([2, 14, 20]), image_size=st.sampled_from([0, 8, 16, 32, 33]),
-    model=st.sampled_from(["tiny", "tiny+tiny", "resnet8"]), exits=st.sampled_from(["sepconv", "conv", "linear", "none"]),
-    model_args=st.sampled_from([{}, {"at": [1, 2]}, {"at": [9]}, {"width": 4}, {"links": True}, {"num_classes": 3}]),
+    dataset=st.just("digits"), images_per_class=st.sampled_from([2, 14, 20]),
+    image_size=st.sampled_from([0, 8, 16, 32, 33]),
+    model=st.sampled_from(["tiny", "tiny+tiny", "resnet8"]),
+    exits=st.sampled_from(["sepconv", "conv", "linear", "none"]),
+    model_args=st.sampled_from([{}, {"at": [1, 2]}, {"at": [9]}, {"width": 4}, {"links": True},
+                                {"num_classes": 3}]),
     method=st.sampled_from(list_methods()), preset=st.sampled_from(["default", "paper", "papers"]),
-    method_args=st.dictionaries(st.sampled_from(["alpha", "temperature", "teacher", "weights", "preset", "mu"]), wild, max_size=2),
-    recipe=st.sampled_from(["", "eed", "dih", "dbt-cifar", "none"]), epochs=st.integers(1, 3), batch_size=st.sampled_from([1, 16, 64, 10**6]),
-    lr=st.floats(1e-4, 1), momentum=st.floats(0, 0.99), nesterov=st.booleans(), weight_decay=st.floats(0, 0.1), decay=st.floats(0, 1),
-    schedule=st.sampled_from(["milestones", "cosine", "constant"]), milestones=st.lists(st.floats(0.1, 9), max_size=3),
-    warmup=st.floats(0, 3), label_smoothing=st.floats(0, 0.9), clip_norm=st.floats(0, 9), unlabelled_ratio=st.sampled_from([0, 1, 0.5]),
-    select=st.sampled_from(["best-val", "last", "best-test"]), seed=st.integers(0, 2**32 - 1), split_seed=st.integers(0, 2**63 - 1),
-    device=st.sampled_from(["auto", "cpu", "gpu", "cuda:9", "meta"]), tracker=st.sampled_from(["", "tensorbord"]), run_id=words)
-NEVER = {"compile", "resume", "tracker", "dataset", "model"}     # slow to try, or able to reach out of here, where they are wild
+    method_args=st.dictionaries(st.sampled_from(
+        ["alpha", "temperature", "teacher", "weights", "preset", "mu"]), wild, max_size=2),
+    recipe=st.sampled_from(["", "eed", "dih", "dbt-cifar", "none"]), epochs=st.integers(1, 3),
+    batch_size=st.sampled_from([1, 16, 64, 10**6]),
+    lr=st.floats(1e-4, 1), momentum=st.floats(0, 0.99), nesterov=st.booleans(),
+    weight_decay=st.floats(0, 0.1), decay=st.floats(0, 1),
+    schedule=st.sampled_from(["milestones", "cosine", "constant"]),
+    milestones=st.lists(st.floats(0.1, 9), max_size=3),
+    warmup=st.floats(0, 3), label_smoothing=st.floats(0, 0.9), clip_norm=st.floats(0, 9),
+    unlabelled_ratio=st.sampled_from([0, 1, 0.5]),
+    select=st.sampled_from(["best-val", "last", "best-test"]), seed=st.integers(0, 2**32 - 1),
+    split_seed=st.integers(0, 2**63 - 1),
+    device=st.sampled_from(["auto", "cpu", "gpu", "cuda:9", "meta"]),
+    tracker=st.sampled_from(["", "tensorbord"]), run_id=words)
+# slow to try, or able to reach out of here, where they are wild
+NEVER = {"compile", "resume", "tracker", "dataset", "model"}
 
 @st.composite
 def parameter_sets(draw):
@@ -50,7 +67,8 @@ def parameter_sets(draw):
     if draw(st.integers(0, 2)) == 0:
         p[draw(st.sampled_from(sorted(set(PARAMETERS) - NEVER)))] = draw(wild)
     if draw(st.integers(0, 9)) == 0:
-        p[draw(st.sampled_from(["learning-rate", "batch size", "class", "", "lr.x", "epoch", "# lr", "lr = 3 #", "lr; seed", "_"]))] = draw(plain)
+        p[draw(st.sampled_from(["learning-rate", "batch size", "class", "", "lr.x", "epoch", "# lr",
+                                "lr = 3 #", "lr; seed", "_"]))] = draw(plain)
     return p
 
 
@@ -61,12 +79,14 @@ def same(given, recorded) -> bool:
     if isinstance(given, list | tuple) and isinstance(recorded, list | tuple):
         return len(given) == len(recorded) and all(map(same, given, recorded))
     if isinstance(given, dict) and isinstance(recorded, dict):
-        return {str(k): v for k, v in given.items()}.keys() == recorded.keys() and all(same(v, recorded[str(k)]) for k, v in given.items())
+        return ({str(k): v for k, v in given.items()}.keys() == recorded.keys()
+                and all(same(v, recorded[str(k)]) for k, v in given.items()))
     if given is None and recorded == "" or type(given) is type(recorded) and given == recorded:
         return True
     if isinstance(given, str) and not isinstance(recorded, str):
         return same(yaml.safe_load(given) if not isinstance(recorded, float) else float(given), recorded)
-    return given == recorded or not isinstance(given, bool) and isinstance(given, int) and str(given) == recorded
+    return (given == recorded or not isinstance(given, bool) and isinstance(given, int)
+            and str(given) == recorded)
 
 def outcome(read, given, loaded: list) -> str:
     "What happens to a parameter set on its road: `read` answers parameters and which of them were given."
@@ -104,7 +124,8 @@ quietly = settings(max_examples=200, deadline=None, database=None, derandomize=T
 def papermill_cell(p: dict) -> tuple[dict, set]:
     "As papermill: the cell it would write, run by a kernel, read by the notebook."
     source = PythonTranslator.codify(p)
-    exec(compile(CELL + "\n" + source, "cell", "exec"), {})      # a kernel stops at a SyntaxError and a NameError
+    # a kernel stops at a SyntaxError and a NameError
+    exec(compile(CELL + "\n" + source, "cell", "exec"), {})
     return read_parameters([CELL, source], PARAMETERS)
 
 
@@ -119,7 +140,8 @@ def test_papermill(p, texts, loaded):
     try:
         what = outcome(lambda: papermill_cell(p), p, loaded)
     except (NameError, AttributeError, TypeError, ValueError) as e:
-        if e.__traceback__.tb_next.tb_next.tb_next is None or "cell" not in str(e.__traceback__.tb_next.tb_next.tb_next.tb_frame):
+        if e.__traceback__.tb_next.tb_next.tb_next is None or "cell" not in str(
+                e.__traceback__.tb_next.tb_next.tb_next.tb_frame):
             raise
         what = "no Python: the kernel says so"
     assert not what.startswith("one line, with data") or "Diverged" in what, what

@@ -9,7 +9,13 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from multiexit_nb.analysis.leaving import classes_by_exit, overthinking, plot_budgeted, plot_classes, reliability
+from multiexit_nb.analysis.leaving import (
+    classes_by_exit,
+    overthinking,
+    plot_budgeted,
+    plot_classes,
+    reliability,
+)
 from multiexit_nb.attach import attach_exits
 from multiexit_nb.backbones import register_backbone
 from multiexit_nb.core import InputError, seed_everything
@@ -46,10 +52,12 @@ from multiexit_nb.policies import (
 
 torch.set_num_threads(1)
 ASKED = [.50, .20, .15, .10, .05]
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
+DEVICES = ["cpu", pytest.param("cuda",
+                               marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
 
 
-def shares(exits, M): return (exits.bincount(minlength=M + 1)[1:].double()/len(exits)).tolist()
+def shares(exits, M):
+    return (exits.bincount(minlength=M + 1)[1:].double()/len(exits)).tolist()
 
 
 def said(logits):
@@ -78,7 +86,8 @@ def by_hand(values, counts):
         for _ in range(n):
             best = left[0]
             for i in left:
-                if values[m - 1][i] > values[m - 1][best]: best = i
+                if values[m - 1][i] > values[m - 1][best]:
+                    best = i
             exits[best] = m
             left.remove(best)
     return [exits[i] for i in range(len(values[0]))]
@@ -96,13 +105,15 @@ def test_solver_is_the_loop_with_and_without_ties(values, p, rounding):
     v = torch.tensor(values, dtype=torch.float32)
     thresholds, ties = solve(v, counts)
     assert leaving_exits(v, thresholds, ties).tolist() == by_hand(values, counts)
-    assert thresholds[-1] == -math.inf and all(t == math.inf for t, n in zip(thresholds[:-1], counts[:-1]) if n == 0)
+    assert thresholds[-1] == -math.inf
+    assert all(t == math.inf for t, n in zip(thresholds[:-1], counts[:-1]) if n == 0)
 
 
 @settings(max_examples=60, deadline=None)
 @given(matrices(3), st.lists(st.floats(0, 1), min_size=5, max_size=5).filter(lambda q: sum(q) > .01))
 def test_shares_are_those_asked_within_one_image(values, q):
-    v, q = torch.tensor(values, dtype=torch.float32), torch.tensor(q[:len(values)], dtype=torch.float64) + 1e-3
+    v, q = torch.tensor(values, dtype=torch.float32), torch.tensor(q[:len(values)],
+        dtype=torch.float64) + 1e-3
     q, N = q/q.sum(), v.shape[1]
     exits = leaving_exits(v, *solve(v, leaving_counts(q, N)))
     assert all(abs(a - b) < 1/N + 1e-8 for a, b in zip(shares(exits, len(v)), q.tolist()))
@@ -110,17 +121,20 @@ def test_shares_are_those_asked_within_one_image(values, q):
 
 
 @settings(max_examples=60, deadline=None)
-@given(matrices(3), st.lists(st.floats(1, 50), min_size=5, max_size=5), st.floats(.05, 1.95), st.floats(.05, 1.95))
+@given(matrices(3), st.lists(st.floats(1, 50), min_size=5, max_size=5), st.floats(.05, 1.95),
+       st.floats(.05, 1.95))
 def test_cost_on_the_calibration_set_grows_with_p(values, steps, p1, p2):
     v, cost = torch.tensor(values, dtype=torch.float32), torch.tensor(steps[:len(values)]).double().cumsum(0)
-    low, high = (cost[leaving_exits(v, *solve(v, leaving_counts(exit_fractions(p, len(v)), v.shape[1]))) - 1].mean() for p in sorted((p1, p2)))
+    low, high = (cost[leaving_exits(v, *solve(v, leaving_counts(exit_fractions(p, len(v)), v.shape[1])))
+                      - 1].mean() for p in sorted((p1, p2)))
     assert low <= high + 1e-9
 
 
 def test_without_ties_plain_thresholds_give_what_was_asked():
     values = torch.rand(5, 200, generator=torch.Generator().manual_seed(0))
     thresholds, ties = solve(values, leaving_counts(ASKED, 200))
-    assert shares(leaving_exits(values, thresholds), 5) == shares(leaving_exits(values, thresholds, ties), 5) == pytest.approx(ASKED)
+    assert shares(leaving_exits(values, thresholds), 5) == shares(leaving_exits(values, thresholds, ties),
+        5) == pytest.approx(ASKED)
 
 
 def test_ties_let_out_too_many_unless_the_order_breaks_them():
@@ -164,7 +178,8 @@ def test_fractions_are_powers_of_p_and_39_of_them():
 def test_p_for_a_wanted_cost(steps, where):
     cost = torch.tensor(steps, dtype=torch.float64).cumsum(0)
     wanted = (cost[0] + where*(cost[-1] - cost[0])).item()
-    assert (exit_fractions(p_for_cost(wanted, cost), len(cost)) @ cost).item() == pytest.approx(wanted, rel=1e-9)
+    assert ((exit_fractions(p_for_cost(wanted, cost), len(cost)) @ cost).item()
+            == pytest.approx(wanted, rel=1e-9))
 
 
 def test_wanted_cost_is_met_on_the_calibration_set():
@@ -174,7 +189,8 @@ def test_wanted_cost_is_met_on_the_calibration_set():
         _, exits = simulate(val, policy)
         assert torch.tensor(COST)[exits - 1].float().mean().item() == pytest.approx(100*share, abs=90/500)
     for wrong in (5, 10, 100, 300):
-        with pytest.raises(InputError, match="between 10 and 100"): p_for_cost(wrong, COST)
+        with pytest.raises(InputError, match="between 10 and 100"):
+            p_for_cost(wrong, COST)
 
 
 # ---- only validation images calibrate
@@ -182,14 +198,19 @@ def test_wanted_cost_is_met_on_the_calibration_set():
 @pytest.mark.parametrize("split", ["test", "train"])
 def test_only_validation_images_calibrate(split):
     wrong, q = replace(VAL, split=split), [.25]*4
-    for f in (lambda: calibrate(confidences(wrong), q), lambda: calibrate(confidences(wrong, "patience"), q), lambda: fit_temperatures(wrong),
-              lambda: budgeted_batch(wrong, TEST, COST), lambda: best_exit(wrong, COST, 50), lambda: budget_table(wrong, TEST, COST)):
-        with pytest.raises(InputError, match="only validation images may calibrate"): f()
+    for f in (lambda: calibrate(confidences(wrong), q), lambda: calibrate(confidences(wrong, "patience"), q),
+              lambda: fit_temperatures(wrong),
+              lambda: budgeted_batch(wrong, TEST, COST), lambda: best_exit(wrong, COST, 50),
+              lambda: budget_table(wrong, TEST, COST)):
+        with pytest.raises(InputError, match="only validation images may calibrate"):
+            f()
 
 
 def test_bare_tensors_do_not_calibrate():
-    for f in (lambda: calibrate(VAL.logits.amax(-1), [.25]*4), lambda: fit_temperatures(VAL.logits), lambda: budgeted_batch(VAL.logits, TEST, COST)):
-        with pytest.raises(InputError, match="know their split"): f()
+    for f in (lambda: calibrate(VAL.logits.amax(-1), [.25]*4), lambda: fit_temperatures(VAL.logits),
+              lambda: budgeted_batch(VAL.logits, TEST, COST)):
+        with pytest.raises(InputError, match="know their split"):
+            f()
 
 
 @settings(max_examples=15, deadline=None)
@@ -201,7 +222,8 @@ def test_thresholds_do_not_depend_on_test_images(seed, criterion, p):
 
 
 @pytest.fixture(scope="module")
-def digits(): return load_dataset("digits", images_per_class=40)
+def digits():
+    return load_dataset("digits", images_per_class=40)
 
 
 def test_outputs_are_those_of_the_images_as_they_are(digits):
@@ -209,14 +231,17 @@ def test_outputs_are_those_of_the_images_as_they_are(digits):
     for split in ("train", "val", "test"):
         out, part = outputs_of(net, digits, split, batch_size=50), getattr(digits, split)
         x = part.normalise(part.source.images[part.rows])
-        with torch.no_grad(): torch.testing.assert_close(out.logits, net(x).logits, rtol=1e-4, atol=1e-4)
+        with torch.no_grad():
+            torch.testing.assert_close(out.logits, net(x).logits, rtol=1e-4, atol=1e-4)
         assert out.split == split and torch.equal(out.labels, part.labels) and len(out) == len(part)
 
 
 def test_outputs_need_images_of_a_known_split(digits):
     net = create_model("tiny", 10)
-    with pytest.raises(InputError, match="'train', 'val' or 'test'"): outputs_of(net, digits, "valid")
-    with pytest.raises(InputError, match="val_per_class > 0"): outputs_of(net, load_dataset("digits", val_per_class=0))
+    with pytest.raises(InputError, match="'train', 'val' or 'test'"):
+        outputs_of(net, digits, "valid")
+    with pytest.raises(InputError, match="val_per_class > 0"):
+        outputs_of(net, load_dataset("digits", val_per_class=0))
     other = replace(digits, val=halves(digits.val)[1])   # the half that a method has not learned from
     assert len(outputs_of(net, other)) == len(digits.val)//2
 
@@ -227,14 +252,17 @@ def test_exit_table_and_budget_mode():
     t = exit_table(TEST, COST)
     p = TEST.logits.softmax(-1)
     for m in range(4):
-        assert t.top1[m + 1] == pytest.approx(100*(TEST.logits[m].argmax(-1) == TEST.labels).double().mean().item())
-        assert t.anytime_top1[m + 1] == pytest.approx(100*(p[:m + 1].mean(0).argmax(-1) == TEST.labels).double().mean().item())
+        assert t.top1[m + 1] == pytest.approx(
+            100*(TEST.logits[m].argmax(-1) == TEST.labels).double().mean().item())
+        assert t.anytime_top1[m + 1] == pytest.approx(
+            100*(p[:m + 1].mean(0).argmax(-1) == TEST.labels).double().mean().item())
     right = (VAL.logits.argmax(-1) == VAL.labels).sum(1).tolist()
     for budget in (10, 24, 25, 60, 1000):
         allowed = [m for m in range(4) if COST[m] <= budget]
         best = max(right[m] for m in allowed)
         assert best_exit(VAL, COST, budget) == next(m for m in allowed if right[m] == best) + 1
-    with pytest.raises(InputError, match="at least 10 "): best_exit(VAL, COST, 9)
+    with pytest.raises(InputError, match="at least 10 "):
+        best_exit(VAL, COST, 9)
     assert budget_table(VAL, TEST, COST).chosen.is_monotonic_increasing
 
 
@@ -247,25 +275,31 @@ def test_budgeted_curve_is_the_loop(criterion, rounding):
     for row, p in zip(curve.itertuples(), ps):
         counts = leaving_counts(exit_fractions(p, 4), len(VAL), rounding)
         exits = by_hand(v, counts)
-        limits = [min((v[m][i] for i in range(len(VAL)) if exits[i] == m + 1), default=math.inf) for m in range(3)]
+        limits = [min((v[m][i] for i in range(len(VAL)) if exits[i] == m + 1), default=math.inf)
+                  for m in range(3)]
         left = [next((m for m in range(3) if t[m][i] >= limits[m]), 3) for i in range(len(TEST))]
         right = [TEST.logits[m, i].argmax() == TEST.labels[i] for i, m in enumerate(left)]
         assert row.cost == pytest.approx(sum(COST[m] for m in left)/len(left))
         assert row.top1 == pytest.approx(100*sum(map(int, right))/len(right))
-        assert [row.exit_1, row.exit_2, row.exit_3, row.exit_4] == pytest.approx([left.count(m)/len(left) for m in range(4)])
+        assert ([row.exit_1, row.exit_2, row.exit_3, row.exit_4]
+                == pytest.approx([left.count(m)/len(left) for m in range(4)]))
 
 
 def test_curve_breaks_ties_by_order_where_thresholds_cannot():
-    one_hot = torch.nn.functional.one_hot(VAL.logits.argmax(-1), 6)*1000.   # all probabilities are 1: nothing but ties
+    # all probabilities are 1: nothing but ties
+    one_hot = torch.nn.functional.one_hot(VAL.logits.argmax(-1), 6)*1000.
     val = replace(VAL, logits=one_hot)
-    order, plain = (budgeted_batch(val, replace(val, split="test"), COST, ties=t) for t in ("order", "threshold"))
+    order, plain = (budgeted_batch(val, replace(val, split="test"), COST, ties=t)
+                    for t in ("order", "threshold"))
     assert (plain.exit_1 == 1).all() and order.cost.equals(order.val_cost)
     assert order.val_cost.is_monotonic_increasing and order.val_cost.nunique() > 20
-    assert order.iloc[19][["exit_1", "exit_2", "exit_3", "exit_4"]].tolist() == pytest.approx([.25]*4)   # p = 1
+    # p = 1
+    assert order.iloc[19][["exit_1", "exit_2", "exit_3", "exit_4"]].tolist() == pytest.approx([.25]*4)
 
 
 def test_combined_networks_take_the_best_validation_accuracy_within_each_budget():
-    curves = {f"net{s}": budgeted_batch(some_outputs(seed=s), TEST, [c*(1 + s) for c in COST]) for s in range(3)}
+    curves = {f"net{s}": budgeted_batch(some_outputs(seed=s), TEST, [c*(1 + s) for c in COST])
+              for s in range(3)}
     both = combine_networks(curves)
     rows = [(n, r) for n, c in curves.items() for r in c.itertuples()]
     for r in both.itertuples():
@@ -284,8 +318,10 @@ def criterion_by_hand(name, z):   # z: M lists of K logits, of one image
         p = sorted((v/sum(e) for v in e), reverse=True)
         answers.append(row.index(max(row)))
         before = 0
-        while before < len(answers) - 1 and answers[-2 - before] == answers[-1]: before += 1
-        out.append(dict(max=p[0], entropy=1 + sum(v*math.log(v) for v in p if v > 0)/math.log(len(p)), margin=p[0] - p[1], patience=before)[name])
+        while before < len(answers) - 1 and answers[-2 - before] == answers[-1]:
+            before += 1
+        out.append(dict(max=p[0], entropy=1 + sum(v*math.log(v) for v in p if v > 0)/math.log(len(p)),
+                        margin=p[0] - p[1], patience=before)[name])
     return out
 
 
@@ -293,7 +329,8 @@ def criterion_by_hand(name, z):   # z: M lists of K logits, of one image
 def test_criteria_are_the_loops(name):
     values = TEST.confidence(name)
     expected = [criterion_by_hand(name, TEST.logits[:, i].tolist()) for i in range(len(TEST))]
-    torch.testing.assert_close(values, torch.tensor(expected, dtype=torch.float32).T.contiguous(), rtol=0, atol=1e-5)
+    torch.testing.assert_close(values, torch.tensor(expected, dtype=torch.float32).T.contiguous(), rtol=0,
+                               atol=1e-5)
     assert values.std() > 0
 
 
@@ -303,14 +340,16 @@ def test_patience_counts_only_the_unbroken_run():
 
 
 def test_confidences_refuse_nan():
-    with pytest.raises(InputError, match="NaN at exit 1"): replace(VAL, logits=VAL.logits*math.nan)
+    with pytest.raises(InputError, match="NaN at exit 1"):
+        replace(VAL, logits=VAL.logits*math.nan)
 
 
 def test_temperatures_minimise_the_validation_nll():
     ts, y = fit_temperatures(VAL), VAL.labels
     for z, t in zip(VAL.logits, ts):
-        best = minimize_scalar(lambda v: torch.nn.functional.cross_entropy(z.double()/math.exp(v), y).item(), bounds=(-3, 3), method="bounded",  # noqa: B023
-                               options=dict(xatol=1e-9))
+        def nll(v, z=z.double()):
+            return torch.nn.functional.cross_entropy(z/math.exp(v), y).item()
+        best = minimize_scalar(nll, bounds=(-3, 3), method="bounded", options=dict(xatol=1e-9))
         assert t == pytest.approx(math.exp(best.x), rel=1e-4)
     hot = fit_temperatures(replace(VAL, logits=VAL.logits*7))
     assert hot == pytest.approx([7*t for t in ts], rel=1e-4)
@@ -318,12 +357,14 @@ def test_temperatures_minimise_the_validation_nll():
 
 def test_calibration_table_agrees_with_torchmetrics():
     def ece(z):
-        return 100*multiclass_calibration_error(z.softmax(-1), TEST.labels, num_classes=z.shape[-1], n_bins=15).item()
+        return 100*multiclass_calibration_error(z.softmax(-1), TEST.labels, num_classes=z.shape[-1],
+                                                n_bins=15).item()
 
     ts = fit_temperatures(VAL)
     table = calibration_table(TEST, ts)
     assert table.ece.tolist() == pytest.approx([ece(z) for z in TEST.logits], abs=1e-3)
-    assert table.ece_calibrated.tolist() == pytest.approx([ece(z/t) for z, t in zip(TEST.logits, ts)], abs=1e-3)
+    assert table.ece_calibrated.tolist() == pytest.approx([ece(z/t) for z, t in zip(TEST.logits, ts)],
+                                                          abs=1e-3)
     assert table.temperature.tolist() == list(ts) and "temperature" not in calibration_table(TEST)
 
 
@@ -346,7 +387,8 @@ def test_nearest_thresholds_are_the_solver_without_ties_and_sensible_for_patienc
     v, counts = torch.rand(5, 200, generator=torch.Generator().manual_seed(0)), leaving_counts(ASKED, 200)
     assert nearest_thresholds(v, counts) == solve(v, counts)[0]
     c = confidences(some_outputs(N=400), "patience")
-    assert calibrate(c, [.25]*4).thresholds[0] == math.inf and calibrate(c, [.25]*4, ties="leave").thresholds[0] == 0
+    assert calibrate(c, [.25]*4).thresholds[0] == math.inf
+    assert calibrate(c, [.25]*4, ties="leave").thresholds[0] == 0
 
 
 def test_a_policy_keeps_its_temperatures():
@@ -354,7 +396,8 @@ def test_a_policy_keeps_its_temperatures():
     policy = calibrate(confidences(VAL, temperature=ts), [.25]*4)
     assert policy.temperature == ts and shares(simulate(VAL, policy)[1], 4) == [.25]*4
     scaled = torch.stack([z/t for z, t in zip(TEST.logits, ts)])
-    for a, b in zip(simulate(TEST, policy), simulate(said(scaled), policy.thresholds)): assert torch.equal(a, b)
+    for a, b in zip(simulate(TEST, policy), simulate(said(scaled), policy.thresholds)):
+        assert torch.equal(a, b)
 
 
 # ---- the real early exit
@@ -368,35 +411,45 @@ def middle(values):
 
 def same_as_simulated(net, x, policy, logits=None):
     if logits is None:
-        with torch.no_grad(): logits = net.eval()(x).logits.float()
+        with torch.no_grad():
+            logits = net.eval()(x).logits.float()
     predictions, exits = early_exit(net, x, policy)
     expected, where = simulate(said(logits), policy)
     sure = said(logits).confidence(policy.criterion, policy.temperature).cpu()
-    near = ((sure - torch.tensor(policy.thresholds)[:, None]).abs() < (1e-5 if policy.criterion != "patience" else 0)).any(0)
+    near = ((sure - torch.tensor(policy.thresholds)[:, None]).abs()
+            < (1e-5 if policy.criterion != "patience" else 0)).any(0)
     assert predictions.device == exits.device == x.device and predictions.shape == exits.shape == (len(x),)
-    assert torch.equal(exits.cpu()[~near], where.cpu()[~near]) and torch.equal(predictions.cpu()[~near], expected.cpu()[~near])
+    assert torch.equal(exits.cpu()[~near], where.cpu()[~near])
+    assert torch.equal(predictions.cpu()[~near], expected.cpu()[~near])
     return exits.tolist(), int(near.sum())
 
 
-HEAVY = {"resnet101", "resnet152", "wide_resnet50_2", "densenet121", "wrn_28_10", "resnext29_4x64d", "pyramidnet110_270", "resnet110", "vgg16", "vgg19",
+HEAVY = {"resnet101", "resnet152", "wide_resnet50_2", "densenet121", "wrn_28_10", "resnext29_4x64d",
+         "pyramidnet110_270", "resnet110", "vgg16", "vgg19",
          "resnext50_32x4d", "resnet50"}
 
 
-def heavy(name): return name in HEAVY or name.startswith(("msdnet_hdkd_imagenet", "msdnet_dbt"))
+def heavy(name):
+    return name in HEAVY or name.startswith(("msdnet_hdkd_imagenet", "msdnet_dbt"))
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if heavy(n) else n for n in list_models()])
+@pytest.mark.parametrize("name",
+                         [pytest.param(n, marks=pytest.mark.slow) if heavy(n) else n for n in list_models()])
 def test_real_is_simulated_on_every_backbone(name, device):
     seed_everything(0)
     net = create_model(name, 10, register_backbone[name].info["min_size"]).to(device).eval()
-    x = torch.randn(8, 3, net.image_size, net.image_size, device=device)*torch.linspace(.3, 3, 8, device=device).view(8, 1, 1, 1)
-    with torch.no_grad(): logits = net(x).logits.float()
-    scale = tuple((logits - logits.mean(-1, keepdim=True)).std((1, 2)).tolist())      # an untrained network can be sure of everything
+    x = (torch.randn(8, 3, net.image_size, net.image_size, device=device)*torch.linspace(.3, 3, 8,
+        device=device).view(8, 1, 1, 1))
+    with torch.no_grad():
+        logits = net(x).logits.float()
+    # an untrained network can be sure of everything
+    scale = tuple((logits - logits.mean(-1, keepdim=True)).std((1, 2)).tolist())
     values = said(logits).confidence(temperature=scale).cpu()
     policy = Policy((*map(middle, values[:-1]), -math.inf), temperature=scale)
     exits, near = same_as_simulated(net, x, policy, logits)
-    assert len(set(exits)) > 1 and near <= 2, "the thresholds of this test let nobody leave, or everybody at once"
+    assert len(
+        set(exits)) > 1 and near <= 2, "the thresholds of this test let nobody leave, or everybody at once"
 
 
 @pytest.fixture(scope="module", params=["tiny", "msdnet_mate_cifar", "resnet8"])
@@ -406,7 +459,8 @@ def net(request):
 
 
 def policy_for(net, x, criterion):
-    with torch.no_grad(): logits = net(x).logits
+    with torch.no_grad():
+        logits = net(x).logits
     scale = tuple(logits.std((1, 2)).tolist())
     values = said(logits).confidence(criterion, scale)
     t = [1.]*(net.num_exits - 1) if criterion == "patience" else [middle(v) for v in values[:-1]]
@@ -418,7 +472,8 @@ def test_real_is_simulated_for_every_criterion_and_batch_size(net, criterion):
     x = torch.randn(13, 3, 16, 16)*torch.linspace(.2, 4, 13).view(13, 1, 1, 1)
     policy = policy_for(net, x, criterion)
     together, _ = same_as_simulated(net, x, policy)
-    for b in (1, 5): assert [e for c in x.split(b) for e in early_exit(net, c, policy)[1].tolist()] == together
+    for b in (1, 5):
+        assert [e for c in x.split(b) for e in early_exit(net, c, policy)[1].tolist()] == together
     assert [t.tolist() for t in early_exit(net, x[:0], policy)] == [[], []]
     assert len(set(together)) > 1 or criterion == "patience"   # untrained exits rarely agree
 
@@ -427,13 +482,16 @@ def batches_seen(net, x, policy):
     "How many images each stage and each head gets."
     seen, hooks = {}, []
     stages = net.backbone.stages
-    ends = [s[-1].scales[-1] for s in stages] if isinstance(net.backbone, MSDNet) else stages     # the coarsest scale
+    # the coarsest scale
+    ends = [s[-1].scales[-1] for s in stages] if isinstance(net.backbone, MSDNet) else stages
     for kind, modules in (("stage", ends), ("head", net.heads)):
         for i, m in enumerate(modules, 1):
-            def note(_, args, out, key=(kind, i)): seen[key] = len(args[0][-1] if isinstance(args[0], list) else args[0])
+            def note(_, args, out, key=(kind, i)):
+                seen[key] = len(args[0][-1] if isinstance(args[0], list) else args[0])
             hooks.append(m.register_forward_hook(note))
     exits = early_exit(net, x, policy)[1]
-    for h in hooks: h.remove()
+    for h in hooks:
+        h.remove()
     return seen, exits
 
 
@@ -449,8 +507,10 @@ def test_the_batch_really_shrinks(net):
 def test_what_nobody_needs_is_not_computed(net):
     x, M = torch.randn(3, 3, 16, 16), net.num_exits
     seen, exits = batches_seen(net, x, 0.)               # all leave at once
-    assert set(exits.tolist()) == {1} and [k for k in seen if k[0] == "head"] == [("head", 1)] and ("stage", net.at[0] + 1) not in seen
-    seen, exits = batches_seen(net, x, math.inf)         # nobody can leave: the heads on the way are not asked
+    assert set(exits.tolist()) == {1} and [k for k in seen if k[0] == "head"] == [("head", 1)]
+    assert ("stage", net.at[0] + 1) not in seen
+    # nobody can leave: the heads on the way are not asked
+    seen, exits = batches_seen(net, x, math.inf)
     assert set(exits.tolist()) == {M} and [k for k in seen if k[0] == "head"] == [("head", M)]
     seen, _ = batches_seen(net, x, Policy((math.inf,)*(M - 1) + (-math.inf,), "patience"))
     assert len([k for k in seen if k[0] == "head"]) == M   # patience needs every answer
@@ -459,18 +519,21 @@ def test_what_nobody_needs_is_not_computed(net):
 def test_channels_last_is_kept(net):
     layouts = []
     def note(_, args, out):
-        layouts.extend(v.is_contiguous(memory_format=torch.channels_last) for v in (args[0] if isinstance(args[0], list) else args))
+        layouts.extend(v.is_contiguous(memory_format=torch.channels_last)
+                       for v in (args[0] if isinstance(args[0], list) else args))
     x = torch.randn(9, 3, 16, 16)*torch.linspace(.2, 4, 9).view(9, 1, 1, 1)
     policy, hooks = policy_for(net, x, "max"), [s.register_forward_hook(note) for s in net.backbone.stages]
     net.to(memory_format=torch.channels_last)
     same_as_simulated(net, x.to(memory_format=torch.channels_last), policy)
-    for h in hooks: h.remove()
+    for h in hooks:
+        h.remove()
     net.to(memory_format=torch.contiguous_format)
     assert layouts and all(layouts)
 
 
 def test_exits_on_a_module_of_ones_own():
-    body = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, 2), torch.nn.ReLU(), torch.nn.Conv2d(8, 16, 3, 2), torch.nn.ReLU(),
+    body = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, 2), torch.nn.ReLU(), torch.nn.Conv2d(8, 16, 3, 2),
+                               torch.nn.ReLU(),
                                torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(16, 10))
     net = attach_exits(body, ["0", "1"], image_size=16, exits="linear").eval()
     x = torch.randn(20, 3, 16, 16)*2
@@ -485,7 +548,8 @@ def test_mode_gradients_and_input_stay_as_they_were():
     predictions, exits = early_exit(net, x, .2)
     assert [m.training for m in net.modules()] == modes and torch.equal(x, before)
     assert all(torch.equal(v, state[k]) for k, v in net.state_dict().items())
-    predictions += 1; exits += 1     # ordinary tensors, not those of inference mode
+    predictions += 1
+    exits += 1     # ordinary tensors, not those of inference mode
 
 
 def test_a_trained_network_on_all_test_images(digits):
@@ -494,7 +558,10 @@ def test_a_trained_network_on_all_test_images(digits):
     seed_everything(0)
     net = create_model("tiny", 10)
     method = create_method("branchynet", num_exits=4, num_classes=10, feature_dims=net.feature_dims)
-    for _ in train(net, method, digits, Recipe(epochs=5, batch_size=32, precision="fp32", channels_last=False), device="cpu", bar=False): pass
+    for _ in train(net, method, digits,
+                   Recipe(epochs=5, batch_size=32, precision="fp32", channels_last=False), device="cpu",
+                   bar=False):
+        pass
     val, (x, _) = outputs_of(net, digits), next(digits.test.batches(len(digits.test)))
     ts = fit_temperatures(val)
     for criterion in list_criteria():
@@ -505,24 +572,34 @@ def test_a_trained_network_on_all_test_images(digits):
 
 def test_policies_are_checked():
     net, x = create_model("tiny", 10), torch.randn(2, 3, 32, 32)
-    for wrong, message in (([.5], "4 numbers"), ([.5]*5, "4 numbers"), ([math.nan]*4, "4 numbers"), (Policy((.5, -math.inf)), "4 numbers")):
-        with pytest.raises(InputError, match=message): early_exit(net, x, wrong)
-    with pytest.raises(InputError, match="unknown criterion 'confidence'"): early_exit(net, x, .5, "confidence")
-    with pytest.raises(InputError, match="numbers > 0"): early_exit(net, x, .5, temperature=[1, 1, 0, 1])
-    with pytest.raises(InputError, match="has its own"): early_exit(net, x, Policy((.5,)*4), "max")
+    for wrong, message in (([.5], "4 numbers"), ([.5]*5, "4 numbers"), ([math.nan]*4, "4 numbers"),
+                           (Policy((.5, -math.inf)), "4 numbers")):
+        with pytest.raises(InputError, match=message):
+            early_exit(net, x, wrong)
+    with pytest.raises(InputError, match="unknown criterion 'confidence'"):
+        early_exit(net, x, .5, "confidence")
+    with pytest.raises(InputError, match="numbers > 0"):
+        early_exit(net, x, .5, temperature=[1, 1, 0, 1])
+    with pytest.raises(InputError, match="has its own"):
+        early_exit(net, x, Policy((.5,)*4), "max")
 
 
 def test_measuring_counts_the_cost_of_the_images_measured():
     seed_everything(0)
-    net, x = create_model("tiny", 10).eval(), torch.randn(20, 3, 32, 32)*torch.linspace(.2, 4, 20).view(20, 1, 1, 1)
+    net = create_model("tiny", 10).eval()
+    x = torch.randn(20, 3, 32, 32)*torch.linspace(.2, 4, 20).view(20, 1, 1, 1)
     policy = policy_for(net, x, "max")
     m = measure_early_exit(net, x, dict(a=policy, b=[math.inf]*3), (1, 8), repeats=1)
     assert m[["policy", "batch"]].values.tolist() == [["a", 1], ["b", 1], ["a", 8], ["b", 8]]
     cost, every = torch.tensor(net.cost(earlier_heads=True)).double(), early_exit(net, x, policy)[1] - 1
-    assert m.cost.tolist() == pytest.approx([cost[every].mean().item(), cost[-1].item(), cost[every[:16]].mean().item(), cost[-1].item()])
-    assert m.share.tolist() == pytest.approx((m.cost/net.cost()[-1]).tolist()) and m.promised.tolist() == pytest.approx((1/m.share).tolist())
-    assert (m.kept*m.promised*m.full_images_per_second/m.early_images_per_second).tolist() == pytest.approx([1]*4)
-    with pytest.raises(InputError, match="1 to the 20 images"): measure_early_exit(net, x, dict(a=policy), (32,))
+    assert m.cost.tolist() == pytest.approx(
+        [cost[every].mean().item(), cost[-1].item(), cost[every[:16]].mean().item(), cost[-1].item()])
+    assert m.share.tolist() == pytest.approx((m.cost/net.cost()[-1]).tolist())
+    assert m.promised.tolist() == pytest.approx((1/m.share).tolist())
+    assert ((m.kept*m.promised*m.full_images_per_second/m.early_images_per_second).tolist()
+            == pytest.approx([1]*4))
+    with pytest.raises(InputError, match="1 to the 20 images"):
+        measure_early_exit(net, x, dict(a=policy), (32,))
 
 
 # ---- analyses
@@ -531,20 +608,26 @@ def test_analyses_count_every_image_once():
     policy = calibrate(confidences(VAL), [.4, .3, .2, .1])
     predictions, exits = simulate(TEST, policy)
     t = classes_by_exit(TEST, predictions, exits)
-    assert t.images.sum() == len(TEST) and (t.images*t.top1).sum()/len(TEST) == pytest.approx(100*(predictions == TEST.labels).double().mean().item())
-    assert (t.mean_exit*t.images).sum()/len(TEST) == pytest.approx(exits.double().mean().item()) and t.mean_exit.is_monotonic_increasing
+    assert t.images.sum() == len(TEST)
+    assert ((t.images*t.top1).sum()/len(TEST)
+            == pytest.approx(100*(predictions == TEST.labels).double().mean().item()))
+    assert (t.mean_exit*t.images).sum()/len(TEST) == pytest.approx(exits.double().mean().item())
+    assert t.mean_exit.is_monotonic_increasing
     o, last = overthinking(TEST), (TEST.logits[-1].argmax(-1) == TEST.labels).double().mean().item()*100
-    assert (o.right - o.spoiled + o.gained).tolist() == pytest.approx([last]*4) and o.right_somewhere.is_monotonic_increasing
+    assert (o.right - o.spoiled + o.gained).tolist() == pytest.approx([last]*4)
+    assert o.right_somewhere.is_monotonic_increasing
     r = reliability(TEST)
     assert r.groupby("exit").images.sum().tolist() == [len(TEST)]*4
     assert ((r.low - 1e-6 <= r.confidence) & (r.confidence <= r.high + 1e-6)).all()
-    assert (r.images*r.accuracy).groupby(r.exit).sum().tolist() == pytest.approx((exit_table(TEST).top1*len(TEST)/100).tolist(), abs=1e-3)
+    assert ((r.images*r.accuracy).groupby(r.exit).sum().tolist()
+            == pytest.approx((exit_table(TEST).top1*len(TEST)/100).tolist(), abs=1e-3))
 
 
 def test_figures_show_the_tables():
     curve = budgeted_batch(VAL, TEST, COST)
     fig = plot_budgeted(curve, exit_table(TEST, COST))
-    assert list(fig.data[0].y) == curve.top1.tolist() and [list(t.y) for t in fig.data[2:]] == [(100*curve[f"exit_{m}"]).tolist() for m in range(1, 5)]
+    assert list(fig.data[0].y) == curve.top1.tolist()
+    assert [list(t.y) for t in fig.data[2:]] == [(100*curve[f"exit_{m}"]).tolist() for m in range(1, 5)]
     fig = plot_classes(classes_by_exit(TEST, *simulate(TEST, calibrate(confidences(VAL), [.25]*4))), most=4)
     assert len(fig.data) == 4 and sum(sum(t.x) for t in fig.data) == pytest.approx(400)
 

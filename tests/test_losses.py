@@ -8,7 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from multiexit_nb.losses import cross_entropy, full_precision, kd, kl, labelled_mean, masked_mse, mse, pairwise_kl
+from multiexit_nb.losses import (
+    cross_entropy,
+    full_precision,
+    kd,
+    kl,
+    labelled_mean,
+    masked_mse,
+    mse,
+    pairwise_kl,
+)
 
 
 def rand(*shape, seed=0, dtype=torch.float64):
@@ -22,7 +31,8 @@ class Largest(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         for t in out if isinstance(out, (tuple, list)) else [out]:
-            if isinstance(t, torch.Tensor): self.numel = max(self.numel, t.numel())
+            if isinstance(t, torch.Tensor):
+                self.numel = max(self.numel, t.numel())
         return out
 
 
@@ -39,7 +49,9 @@ def test_pairwise_kl_is_the_loop(M, B, K, T, seed):
 
 def test_kl_is_batchmean_times_t_squared():
     t, s = rand(8, 10), rand(8, 10, seed=1)
-    torch.testing.assert_close(kl(t, s, 4.).mean(), 16 * F.kl_div((s / 4).log_softmax(-1), (t / 4).softmax(-1), reduction="batchmean"))
+    torch.testing.assert_close(kl(t, s, 4.).mean(),
+                               16 * F.kl_div((s / 4).log_softmax(-1), (t / 4).softmax(-1),
+                                             reduction="batchmean"))
 
 
 def test_kl_is_zero_and_flat_where_both_agree():
@@ -59,7 +71,8 @@ def test_who_is_detached():
 
 
 def test_kl_gradient_keeps_its_size_with_temperature():
-    "What T² is for (Hinton et al. 2015): as T grows the gradient tends to the difference of centred logits over K."
+    """What T² is for (Hinton et al. 2015): as T grows the gradient tends to the difference of centred
+    logits over K."""
     t, s = rand(1, 10) / 10, (rand(1, 10, seed=1) / 10).requires_grad_()
     g = torch.autograd.grad(kd(t, s, 1000.).sum(), s)[0]
     torch.testing.assert_close(g, ((s - s.mean()) - (t - t.mean())).detach() / 10, rtol=1e-2, atol=1e-5)
@@ -68,7 +81,8 @@ def test_kl_gradient_keeps_its_size_with_temperature():
 def test_pairwise_never_forms_all_pairs_times_classes():
     M, B, K = 11, 8, 200
     z = rand(M, B, K, dtype=torch.float32).requires_grad_()
-    with Largest() as seen: torch.autograd.grad(pairwise_kl(z, z, 3.).sum(), z)
+    with Largest() as seen:
+        torch.autograd.grad(pairwise_kl(z, z, 3.).sum(), z)
     assert M * B * K <= seen.numel < M * M * B * K
 
 
@@ -99,17 +113,20 @@ def test_mse_and_its_mask():
     assert (masked_mse(t, s) < mse(t, s)).any()
 
 
-@pytest.mark.parametrize("f", [lambda a, b: kl(a, b, 3.), lambda a, b: kd(a, b, 3.), lambda a, b: pairwise_kl(a, b, 3.), mse, masked_mse,
+@pytest.mark.parametrize("f", [lambda a, b: kl(a, b, 3.), lambda a, b: kd(a, b, 3.),
+                               lambda a, b: pairwise_kl(a, b, 3.), mse, masked_mse,
                                lambda a, b: cross_entropy(a, torch.arange(4))])
 def test_float32_under_autocast(f):
     a, b = rand(2, 4, 50, dtype=torch.bfloat16), rand(2, 4, 50, seed=1, dtype=torch.bfloat16)
-    with torch.autocast("cpu", dtype=torch.bfloat16): got = f(a, b)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = f(a, b)
     assert got.dtype == torch.float32
     torch.testing.assert_close(got, f(a.double(), b.double()).float(), rtol=1e-4, atol=1e-4)
 
 
 def test_full_precision_lifts_keywords_and_leaves_the_rest():
-    seen = full_precision(lambda a, b=None, c=None: (a.dtype, b.dtype, c))(torch.ones(1).double(), b=torch.ones(1).half(), c="x")
+    seen = full_precision(lambda a, b=None, c=None: (a.dtype, b.dtype, c))(torch.ones(1).double(),
+        b=torch.ones(1).half(), c="x")
     assert seen == (torch.float64, torch.float32, "x")
 
 

@@ -1,7 +1,7 @@
 """What every method must keep to, over all methods and presets there are, and what each of them promises.
 
-A new method is covered by the contract as soon as it is registered. Its objective is checked against a plain implementation
-if there is one for it in `REFERENCE`."""
+A new method is covered by the contract as soon as it is registered. Its objective is checked against a plain
+implementation if there is one for it in `REFERENCE`."""
 import copy
 import inspect
 import json
@@ -55,7 +55,8 @@ class Teacher(ToyNet):
     "Three blocks, and an exit on each of the last."
     def __init__(self, exits, num_classes):
         super().__init__()
-        self.heads = torch.nn.ModuleList(Head(torch.nn.Identity(), torch.nn.Linear(12, num_classes)) for _ in range(exits))
+        self.heads = torch.nn.ModuleList(Head(torch.nn.Identity(), torch.nn.Linear(12, num_classes))
+                                         for _ in range(exits))
         self.at = tuple(range(4 - exits, 4))
 
 
@@ -65,7 +66,8 @@ def taught(method, dtype, own_exits=2):
         return method.ready(ToyNet(num_exits=method.task.num_exits))
     n, loss = method.task.num_exits, method.loss
     torch.manual_seed(99)   # the same one every time
-    method.set_teacher(Teacher(own_exits, method.task.num_classes).to(dtype)).ready(net := ToyNet(num_exits=n))
+    method.set_teacher(Teacher(own_exits, method.task.num_classes).to(dtype)).ready(
+        net := ToyNet(num_exits=n))
     method.to(dtype)
     extra = method.phases(net)[-1].extra
     x = torch.randn(300, 64, generator=torch.Generator().manual_seed(3), dtype=torch.float64).to(dtype)
@@ -76,7 +78,8 @@ def taught(method, dtype, own_exits=2):
 def outputs(dtype=torch.float64, seed=0, m=M, b=B, k=K, d=D):
     g = torch.Generator().manual_seed(seed)
     z = (2 * torch.randn(m, b, k, generator=g, dtype=torch.float64)).to(dtype).requires_grad_()
-    F = tuple(torch.randn(b, d, generator=g, dtype=torch.float64).to(dtype).requires_grad_() for _ in range(m))
+    F = tuple(torch.randn(b, d, generator=g, dtype=torch.float64).to(dtype).requires_grad_()
+              for _ in range(m))
     return MultiExitOutput(z, F), torch.randint(k, (b,), generator=g)
 
 
@@ -93,14 +96,20 @@ def steps(method, n=3, seed=5):
     for i in range(n):
         out, y = outputs(seed=seed + i)
         total = sum(method(out, y).values())
-        if opt: opt.zero_grad(); total.backward(); opt.step()
-        with torch.no_grad(): method.after_step(out.detach())
+        if opt:
+            opt.zero_grad()
+            total.backward()
+            opt.step()
+        with torch.no_grad():
+            method.after_step(out.detach())
 
 
-def state(method): return {k: v.clone() for k, v in method.state_dict().items()}
+def state(method):
+    return {k: v.clone() for k, v in method.state_dict().items()}
 
 
-def same(a, b): return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
 # ---------------------------------------------------------------- the contract
@@ -111,12 +120,14 @@ class TestContract:
         for o in (out, MultiExitOutput(out.logits * 1000, out.features)):
             terms = method.loss(o, y)
             assert terms and all(isinstance(k, str) for k in terms)
-            for v in terms.values(): assert v.shape == () and v.dtype == torch.float32 and v.isfinite()
+            for v in terms.values():
+                assert v.shape == () and v.dtype == torch.float32 and v.isfinite()
             assert all(g.isfinite().all() for g in torch.autograd.grad(sum(terms.values()), o.logits))
 
     def test_calling_is_the_loss(self, name, preset):
         method, (out, y) = make(name, preset), outputs()
-        assert {k: v.item() for k, v in method(out, y).items()} == {k: v.item() for k, v in method.loss(out, y).items()}
+        assert ({k: v.item() for k, v in method(out, y).items()}
+                == {k: v.item() for k, v in method.loss(out, y).items()})
 
     def test_the_right_exits_get_gradient(self, name, preset):
         method, (out, y) = make(name, preset), outputs()
@@ -143,21 +154,28 @@ class TestContract:
         steps(trained)
         torch.save(trained.state_dict(), tmp_path/"state.pt")
         fresh.load_state_dict(torch.load(tmp_path/"state.pt", weights_only=True))
-        for m in (trained, fresh): steps(m, 2, seed=20)   # and goes on the same
+        for m in (trained, fresh):
+            steps(m, 2, seed=20)   # and goes on the same
         assert same(state(trained), state(fresh)) and trained.record() == fresh.record()
-        for a, b in zip(trained.loss(out, y).values(), fresh.loss(out, y).values()): assert torch.equal(a, b)
+        for a, b in zip(trained.loss(out, y).values(), fresh.loss(out, y).values()):
+            assert torch.equal(a, b)
 
     def test_what_it_reads_it_says(self, name, preset):
         method, (out, y) = make(name, preset), outputs()
         g = torch.autograd.grad(sum(method.loss(out, y).values()), out.features, allow_unused=True)
-        if any(x is not None for x in g): assert "features" in method.needs
-        if "features" not in method.needs: assert method.loss(MultiExitOutput(out.logits), y)
+        if any(x is not None for x in g):
+            assert "features" in method.needs
+        if "features" not in method.needs:
+            assert method.loss(MultiExitOutput(out.logits), y)
 
     def test_unequal_widths_are_named(self, name, preset):
-        if "features" not in make(name, preset).needs: assert make(name, preset, dims=(8, 16, 32)) and make(name, preset, dims=())
+        if "features" not in make(name, preset).needs:
+            assert make(name, preset, dims=(8, 16, 32)) and make(name, preset, dims=())
         else:
-            with pytest.raises(InputError, match=f"{name} .*8, 16, 32"): make(name, preset, dims=(8, 16, 32))
-            with pytest.raises(InputError, match="gives none"): make(name, preset, dims=())
+            with pytest.raises(InputError, match=f"{name} .*8, 16, 32"):
+                make(name, preset, dims=(8, 16, 32))
+            with pytest.raises(InputError, match="gives none"):
+                make(name, preset, dims=())
 
     @pytest.mark.parametrize("label", [-1, -100])
     def test_unlabelled_samples_count_only_where_said(self, name, preset, label):
@@ -178,8 +196,10 @@ class TestContract:
     def test_presets_and_hyperparameters_are_what_was_made(self, name, preset):
         method, cls = make(name, preset), _discover()[name]
         for k, v in cls.presets[preset].items():
-            if k == "recipe": assert preset_recipe(name, preset) == v
-            elif v is not None: assert method.hyper[k] == v
+            if k == "recipe":
+                assert preset_recipe(name, preset) == v
+            elif v is not None:
+                assert method.hyper[k] == v
         assert method.preset == preset and method.name == name
         if preset != "default":
             assert method.hyper != make(name).hyper or preset_recipe(name, preset)
@@ -187,12 +207,14 @@ class TestContract:
     def test_one_exit_will_do(self, name, preset):
         method, (out, y) = make(name, preset, num_exits=1, dims=(D,)), outputs(m=1)
         assert all(v.isfinite() for v in method.loss(out, y).values())
-        with torch.no_grad(): method.after_step(out.detach())
+        with torch.no_grad():
+            method.after_step(out.detach())
         assert len(method.teacher_logits(out)) == 1
 
     def test_float32_under_autocast(self, name, preset):
         method, (out, y) = make(name, preset, torch.float32), outputs(torch.bfloat16)
-        with torch.autocast("cpu", dtype=torch.bfloat16): got = method.loss(out, y)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            got = method.loss(out, y)
         want = method.loss(MultiExitOutput(out.logits.float(), tuple(f.float() for f in out.features)), y)
         for k in got:
             assert got[k].dtype == torch.float32
@@ -200,18 +222,22 @@ class TestContract:
 
 
 # ---------------------------------------------------------------- the objectives, as the equations read
-def ce(z, y): return sum(-(p[t]).log() for p, t in zip(z.softmax(-1), y)) / len(y)
+def ce(z, y):
+    return sum(-(p[t]).log() for p, t in zip(z.softmax(-1), y)) / len(y)
 
 
 def kdt(t, s, T, t_squared=True):
     p, q = (t.detach() / T).softmax(-1), (s / T).softmax(-1)
-    return (T**2 if t_squared else 1) * sum(p[b, k] * (p[b, k] / q[b, k]).log() for b in range(len(p)) for k in range(p.shape[1])) / len(p)
+    return (T**2 if t_squared else 1) * sum(p[b, k] * (p[b, k] / q[b, k]).log() for b in range(len(p))
+                                            for k in range(p.shape[1])) / len(p)
 
 
-def l2(t, s): return sum((x - y)**2 for x, y in zip(t.detach().flatten(), s.flatten())) / s.numel()
+def l2(t, s):
+    return sum((x - y)**2 for x, y in zip(t.detach().flatten(), s.flatten())) / s.numel()
 
 
-def ref_baseline(z, F, y, h, m): return ce(z[-1], y)
+def ref_baseline(z, F, y, h, m):
+    return ce(z[-1], y)
 
 
 def ref_branchynet(z, F, y, h, m):
@@ -222,10 +248,12 @@ def ref_branchynet(z, F, y, h, m):
 def ref_byot(z, F, y, h, m):
     total = ce(z[-1], y)
     for i in range(len(z) - 1):
-        soft = kdt(z[-1], z[i], h["temperature"], h["t_squared"]) if h["distance"] == "kl" else l2(z[-1], z[i])
+        soft = (kdt(z[-1], z[i], h["temperature"], h["t_squared"]) if h["distance"] == "kl"
+                else l2(z[-1], z[i]))
         total = total + h["ce_weight"] * ce(z[i], y) + h["alpha"] * soft
         mask = ((F[i] > 0) | (F[-1] > 0)) if h["feature"] == "masked" else 1
-        if h["beta"]: total = total + h["beta"] * l2(F[-1] * mask, F[i] * mask)
+        if h["beta"]:
+            total = total + h["beta"] * l2(F[-1] * mask, F[i] * mask)
     return total
 
 
@@ -256,7 +284,8 @@ def ref_eed(z, F, y, h, m):
 
 def ref_mate(z, F, y, h, m):
     n, b = z.shape[:2]
-    alpha = m.alpha if h["alpha"] == "auto" else h["alpha"] if isinstance(h["alpha"], list) else [h["alpha"]] * n
+    alpha = (m.alpha if h["alpha"] == "auto" else h["alpha"] if isinstance(h["alpha"], list)
+             else [h["alpha"]] * n)
     net, z_hat = m.weight_network, torch.zeros_like(z)
     for s in range(b):
         if h["weight_network"] == "attention":
@@ -266,23 +295,28 @@ def ref_mate(z, F, y, h, m):
             raw = net.linear(torch.stack([torch.cat([f[c] for f in F]) for c in range(b)]))
             x = (raw[s] - raw.mean(0)) / (raw.var(0, unbiased=False) + net.norm.eps).sqrt()
             w = [x[j * n:(j + 1) * n].relu().softmax(0) for j in range(n)]
-        for j in range(n): z_hat[j, s] = sum(w[j][i] * z[i, s] for i in range(n)).detach()
+        for j in range(n):
+            z_hat[j, s] = sum(w[j][i] * z[i, s] for i in range(n)).detach()
     T, every = (h["temperature"], h["t_squared"]), range(n) if h["diverse_teachers"] else []
     primary = [alpha[i] + (not h["diverse_teachers"]) for i in range(n)]
-    return sum(ce(z[i], y) + sum(kdt(z_hat[j], z[i], *T) for j in every) + primary[i] * kdt(z_hat[i], z[i], *T) for i in range(n))
+    return sum(ce(z[i], y) + sum(kdt(z_hat[j], z[i], *T) for j in every)
+               + primary[i] * kdt(z_hat[i], z[i], *T) for i in range(n))
 
 
 def ref_dense(z, F, y, h, m):
     n, g = len(z), m.gamma
-    return sum(g[i, i] * ce(z[i], y) for i in range(n)) + sum(g[i, j] * kdt(z[i], z[j], h["temperature"]) for i in range(n) for j in range(i))
+    return (sum(g[i, i] * ce(z[i], y) for i in range(n))
+            + sum(g[i, j] * kdt(z[i], z[j], h["temperature"]) for i in range(n) for j in range(i)))
 
 
 def ref_naive_dkd(z, F, y, h, m):
     n = len(z)
-    return sum(ce(x, y) for x in z) + h["lam"] * sum(kdt(z[i], z[j], h["temperature"]) for i in range(n) for j in range(i))
+    return (sum(ce(x, y) for x in z)
+            + h["lam"] * sum(kdt(z[i], z[j], h["temperature"]) for i in range(n) for j in range(i)))
 
 
-def ref_hmsdnet(z, F, y, h, m): return sum(m.gamma[i, i] * ce(z[i], y) for i in range(len(z)))
+def ref_hmsdnet(z, F, y, h, m):
+    return sum(m.gamma[i, i] * ce(z[i], y) for i in range(len(z)))
 
 
 def said(m, y):
@@ -290,17 +324,21 @@ def said(m, y):
     x, maps = m.seen[:len(y)], []
     for b in m.teacher_net.backbone.stages:
         lin, bn = b[0], b[1]
-        x = (x @ lin.weight.T + lin.bias - bn.running_mean) / (bn.running_var + bn.eps).sqrt() * bn.weight + bn.bias
+        x = (x @ lin.weight.T + lin.bias - bn.running_mean) / (bn.running_var
+            + bn.eps).sqrt() * bn.weight + bn.bias
         maps.append(x := x * (x > 0))
-    return maps, [maps[s - 1] @ h.classifier.weight.T + h.classifier.bias for h, s in zip(m.teacher_net.heads, m.teacher_net.at)]
+    return maps, [maps[s - 1] @ h.classifier.weight.T + h.classifier.bias
+                  for h, s in zip(m.teacher_net.heads, m.teacher_net.at)]
 
 
 def with_heads(m, y, activation):
     "The logits of the heads on a teacher's stages, then its own."
     maps, own = said(m, y)
-    g = dict(none=lambda x: x, relu=lambda x: x * (x > 0), tanh=torch.tanh, sigmoid=lambda x: 1 / (1 + (-x).exp()))[activation]
+    g = dict(none=lambda x: x, relu=lambda x: x * (x > 0), tanh=torch.tanh,
+             sigmoid=lambda x: 1 / (1 + (-x).exp()))[activation]
     w = dict(m.heads.named_parameters())
-    return [g(a @ w[f"heads.{i}.classifier.0.weight"].T + w[f"heads.{i}.classifier.0.bias"]) for i, a in enumerate(maps)], own
+    return [g(a @ w[f"heads.{i}.classifier.0.weight"].T + w[f"heads.{i}.classifier.0.bias"])
+            for i, a in enumerate(maps)], own
 
 
 def ref_kd(z, F, y, h, m):
@@ -315,43 +353,59 @@ def ref_dih(z, F, y, h, m):
     a, T = h["alpha"], h["temperature"]
     cohort = said(m, y)[1] if m.heads is None else sum(with_heads(m, y, h["head_activation"]), [])
     n = len(cohort)
-    if h["teacher_mode"] == "cohort": soft = [sum(kdt(t, s, T) for t in cohort) / n for s in z]
-    else: soft = [kdt(T * (sum((t / T).softmax(-1) for t in cohort) / n).log(), s, T) for s in z]
+    if h["teacher_mode"] == "cohort":
+        soft = [sum(kdt(t, s, T) for t in cohort) / n for s in z]
+    else:
+        soft = [kdt(T * (sum((t / T).softmax(-1) for t in cohort) / n).log(), s, T) for s in z]
     times = n if h["reduction"] == "sum" and h["teacher_mode"] == "cohort" else 1
     return times * sum(a * d + (1 - a) * ce(s, y) for d, s in zip(soft, z))
 
 
 def ref_dih_online(z, F, y, h, m):
     a, T, (heads, own) = h["alpha"], h["temperature"], with_heads(m, y, h["head_activation"])
-    student = sum(a * sum(kdt(t, s, T) for t in [*heads, *own]) / len([*heads, *own]) + (1 - a) * ce(s, y) for s in z)
+    student = sum(a * sum(kdt(t, s, T) for t in [*heads, *own]) / len([*heads, *own]) + (1 - a) * ce(s, y)
+                  for s in z)
     return student + sum(ce(t, y) + h["beta"] * sum(kdt(s, t, T) for s in z) / len(z) for t in heads)
 
 
 def ref_dml(z, F, y, h, m):
     n = len(z)
-    return sum(ce(z[i], y) + sum(kdt(z[j], z[i], h["temperature"]) for j in range(n) if j != i) / (n - 1) for i in range(n))
+    return sum(ce(z[i], y) + sum(kdt(z[j], z[i], h["temperature"]) for j in range(n) if j != i) / (n - 1)
+               for i in range(n))
 
 
-def ref_imta(z, F, y, h, m): return sum(ce(x, y) for x in z)   # stage 1; stage 2: tests/test_imta.py
+def ref_imta(z, F, y, h, m):
+    return sum(ce(x, y) for x in z)   # stage 1; stage 2: tests/test_imta.py
 
 
 ref_hdkd = ref_hdbt = ref_dense
 REFERENCE = {k[4:]: v for k, v in list(globals().items()) if k.startswith("ref_")}
-VARIANTS = [("branchynet", dict(weights=[1, 2, 3])), ("branchynet", dict(weights=[1, 0, 3], reduction="mean")),
-            ("byot", dict(distance="mse", alpha=.5)), ("byot", dict(preset="eed", distance="mse")), ("byot", dict(beta=2, temperature=1)),
-            ("dbt", dict(teachers="all-later", temperature=2)), ("dbt", dict(teachers={1: [2, 3], 3: [1]}, distance="mse", alpha=.3)),
+VARIANTS = [("branchynet", dict(weights=[1, 2, 3])),
+            ("branchynet", dict(weights=[1, 0, 3], reduction="mean")),
+            ("byot", dict(distance="mse", alpha=.5)), ("byot", dict(preset="eed", distance="mse")),
+            ("byot", dict(beta=2, temperature=1)),
+            ("dbt", dict(teachers="all-later", temperature=2)),
+            ("dbt", dict(teachers={1: [2, 3], 3: [1]}, distance="mse", alpha=.3)),
             ("dbt", dict(preset="eed", distance="mse")), ("dks", dict(alpha=.1)),
-            ("eed", dict(distance="mse", beta=1)), ("eed", dict(teacher_exits=[1, 3], beta=.5)), ("eed", dict(teacher_exits=[2], t_squared=False)),
+            ("eed", dict(distance="mse", beta=1)), ("eed", dict(teacher_exits=[1, 3], beta=.5)),
+            ("eed", dict(teacher_exits=[2], t_squared=False)),
             ("mate", dict(alpha=[1, 0, 7], temperature=4)), ("mate", dict(t_squared=True)),
-            ("mate", dict(t_squared=True, diverse_teachers=False)), ("byot", dict(preset="mate", t_squared=False)), ("dks", dict(t_squared=False)), ("mate", dict(diverse_teachers=False)), ("mate", dict(weight_network="gate")),
+            ("mate", dict(t_squared=True, diverse_teachers=False)),
+            ("byot", dict(preset="mate", t_squared=False)), ("dks", dict(t_squared=False)),
+            ("mate", dict(diverse_teachers=False)), ("mate", dict(weight_network="gate")),
             ("mate", dict(weight_network="gate", diverse_teachers=False, alpha=0)), ("mate", dict(alpha=0)),
-            ("naive_dkd", dict(lam=.3)), ("hdkd", dict(start="dbt-like")), ("hdkd", dict(start="random")), ("hmsdnet", dict(start="random")),
+            ("naive_dkd", dict(lam=.3)), ("hdkd", dict(start="dbt-like")), ("hdkd", dict(start="random")),
+            ("hmsdnet", dict(start="random")),
             ("hdbt", dict(fixed_gamma=[[1, 0, 0], [0, 2, 0], [.5, 3, 1]])), ("hdkd", dict(temperature=1.5)),
             ("mate", dict(alpha="auto")), ("mate", dict(alpha="auto", diverse_teachers=False)),
-            ("kd", dict(alpha=.4, temperature=2)), ("kd", dict(own_exits=1, alpha=1)), ("kd", dict(alpha=0)), ("takd", dict(alpha=.9)),
-            ("fitnets", dict(temperature=1)), ("dml", dict(temperature=2)), ("dih", dict(own_exits=1)), ("dih", dict(own_exits=1, preset="code")),
-            ("dih", dict(own_exits=1, teacher_mode="mean", alpha=.7)), ("dih", dict(own_exits=1, head_activation="relu", temperature=2)),
-            ("dih", dict(teacher_mode="mean", reduction="sum")), ("dih_online", dict(own_exits=1, alpha=.3, beta=2)),
+            ("kd", dict(alpha=.4, temperature=2)), ("kd", dict(own_exits=1, alpha=1)), ("kd", dict(alpha=0)),
+            ("takd", dict(alpha=.9)),
+            ("fitnets", dict(temperature=1)), ("dml", dict(temperature=2)), ("dih", dict(own_exits=1)),
+            ("dih", dict(own_exits=1, preset="code")),
+            ("dih", dict(own_exits=1, teacher_mode="mean", alpha=.7)),
+            ("dih", dict(own_exits=1, head_activation="relu", temperature=2)),
+            ("dih", dict(teacher_mode="mean", reduction="sum")),
+            ("dih_online", dict(own_exits=1, alpha=.3, beta=2)),
             ("dih_online", dict(head_activation="tanh", temperature=1)), ("dih_online", dict(beta=0))]
 CASES = [(n, dict(preset=p)) for n, p in PAIRS if n in REFERENCE] + VARIANTS
 
@@ -360,10 +414,13 @@ CASES = [(n, dict(preset=p)) for n, p in PAIRS if n in REFERENCE] + VARIANTS
 def test_objective_is_the_equation(name, kw):
     "In its value, and in its gradient: every teacher is a constant."
     method, (out, y) = make(name, **kw), outputs()
-    inputs = [out.logits, *out.features, *(inner(method) if name != "mate" else [])]   # mate's learn from both sides: below
-    got, want = sum(method.loss(out, y).values()), REFERENCE[name](out.logits, out.features, y, method.hyper, method)
+    # mate's learn from both sides: below
+    inputs = [out.logits, *out.features, *(inner(method) if name != "mate" else [])]
+    got = sum(method.loss(out, y).values())
+    want = REFERENCE[name](out.logits, out.features, y, method.hyper, method)
     assert got.item() == pytest.approx(want.item(), abs=1e-6, rel=1e-9)
-    torch.testing.assert_close(*(torch.autograd.grad(t, inputs, allow_unused=True, materialize_grads=True) for t in (got, want)), rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(*(torch.autograd.grad(t, inputs, allow_unused=True, materialize_grads=True)
+                                 for t in (got, want)), rtol=1e-6, atol=1e-9)
 
 
 def test_references_are_of_methods_that_there_are():
@@ -376,23 +433,34 @@ DOCUMENTED = {   # methods.md: what each preset makes of the hyperparameters
     ("byot", "mate"): dict(alpha=1, ce_weight=1, temperature=3, beta=0),
     ("byot", "eed"): dict(alpha=.1, ce_weight=1, temperature=3, beta=1, feature="mse"),
     ("byot", "feature"): dict(alpha=.3, feature="masked"),
-    ("dbt", "default"): dict(teachers="last", temperature=1, anneal=True, mu=.5, tau_star=1.05, reduction="sum", alpha=1, factor=1),
+    ("dbt", "default"): dict(teachers="last", temperature=1, anneal=True, mu=.5, tau_star=1.05,
+                             reduction="sum", alpha=1, factor=1),
     ("dbt", "paper"): dict(reduction="mean", mu=.5), ("dbt", "imagenet"): dict(reduction="mean", mu=.1),
-    ("dbt", "code"): dict(reduction="mean", factor=5), ("dbt", "eed"): dict(alpha=.1, temperature=3, anneal=False, reduction="sum"),
+    ("dbt", "code"): dict(reduction="mean", factor=5),
+              ("dbt", "eed"): dict(alpha=.1, temperature=3, anneal=False, reduction="sum"),
     ("dks", "default"): dict(temperature=3), ("dks", "code"): dict(temperature=1),
-    ("eed", "default"): dict(alpha=.1, beta=0, temperature=3, t_squared=True, teacher_exits=[1, 2, 3], distance="kl"),
-    ("eed", "paper"): dict(alpha=1, beta=1, temperature=3, t_squared=False), ("eed", "mate"): dict(alpha=1, temperature=3, t_squared=True),
+    ("eed", "default"): dict(alpha=.1, beta=0, temperature=3, t_squared=True, teacher_exits=[1, 2, 3],
+                             distance="kl"),
+    ("eed", "paper"): dict(alpha=1, beta=1, temperature=3, t_squared=False),
+              ("eed", "mate"): dict(alpha=1, temperature=3, t_squared=True),
     ("naive_dkd", "default"): dict(lam=1, temperature=3),
-    ("hdkd", "default"): dict(start="ds-like", a=.5, ema=.9, gamma_lr=1e-3, constraint="clamp", meta_every=1, reuse=False, temperature=3),
-    ("hdkd", "paper"): dict(reuse=True, start="ds-like", gamma_optimizer="sgd", constraint="none", meta_every=10, gamma_steps=10), ("hdbt", "default"): dict(start="dbt-like"),
+    ("hdkd", "default"): dict(start="ds-like", a=.5, ema=.9, gamma_lr=1e-3, constraint="clamp", meta_every=1,
+                              reuse=False, temperature=3),
+    ("hdkd", "paper"): dict(reuse=True, start="ds-like", gamma_optimizer="sgd", constraint="none",
+                            meta_every=10, gamma_steps=10), ("hdbt", "default"): dict(start="dbt-like"),
     ("mate", "paper"): dict(alpha=3, temperature=3, t_squared=False),
-    ("mate", "default"): dict(alpha=3, temperature=3, t_squared=False, diverse_teachers=True, weight_network="attention"),
-    ("imta", "default"): dict(gamma=.1, temperature=1, equilibrium=True), ("dml", "default"): dict(temperature=1),
-    ("dih", "default"): dict(alpha=.1, temperature=5, teacher_mode="cohort", reduction="mean", head_activation="none"),
-    ("dih", "code"): dict(alpha=.1, temperature=5, teacher_mode="cohort", reduction="sum"), ("fitnets", "default"): dict(hint_epochs=40, alpha=.1, temperature=5),
+    ("mate", "default"): dict(alpha=3, temperature=3, t_squared=False, diverse_teachers=True,
+                              weight_network="attention"),
+    ("imta", "default"): dict(gamma=.1, temperature=1, equilibrium=True),
+              ("dml", "default"): dict(temperature=1),
+    ("dih", "default"): dict(alpha=.1, temperature=5, teacher_mode="cohort", reduction="mean",
+                             head_activation="none"),
+    ("dih", "code"): dict(alpha=.1, temperature=5, teacher_mode="cohort", reduction="sum"),
+              ("fitnets", "default"): dict(hint_epochs=40, alpha=.1, temperature=5),
     **{(n, "default"): dict(alpha=.1, temperature=5) for n in ("kd", "takd", "dih_online")},
 }
-RECIPES = {"kd": "dih", "dih": "dih", "dih_online": "dih", "fitnets": "dih", "takd": "dih", "dml": "dih", "imta": "msdnet",
+RECIPES = {"kd": "dih", "dih": "dih", "dih_online": "dih", "fitnets": "dih", "takd": "dih", "dml": "dih",
+           "imta": "msdnet",
            "hdkd": "hdkd-cifar", "hdbt": "hdkd-cifar", "hmsdnet": "hdkd-cifar", "naive_dkd": "hdkd-cifar"}
 
 
@@ -405,7 +473,8 @@ def test_presets_are_as_documented(name, preset):
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_papers_preset_means_its_schedule(name):
     assert preset_recipe(name, "paper") == RECIPES[name] and preset_recipe(name) is None
-    if name in LEARNED: assert preset_recipe(name, "imagenet") == "hdkd-imagenet" and make(name, "imagenet").reuse
+    if name in LEARNED:
+        assert preset_recipe(name, "imagenet") == "hdkd-imagenet" and make(name, "imagenet").reuse
 
 
 def test_what_a_run_meant_before_a_change_it_means_after_it():
@@ -413,7 +482,8 @@ def test_what_a_run_meant_before_a_change_it_means_after_it():
     for preset in ("default", "paper"):
         assert as_meant("mate", preset, {"alpha": 1.}) == {"alpha": 1., "t_squared": True}
         assert as_meant("mate", preset, {"alpha": 1.}, CHANGES) == {"alpha": 1.}
-    assert as_meant("eed", "paper", {}) == {"beta": 0.} and as_meant("eed", "default", {}) == {} == as_meant("nobody", "default", {})
+    assert as_meant("eed", "paper", {}) == {"beta": 0.}
+    assert as_meant("eed", "default", {}) == {} == as_meant("nobody", "default", {})
     before = make("hdkd", "paper", **as_meant("hdkd", "paper", dict(reuse=False))).hyper
     assert before == make("hdkd").hyper
     assert all_as_meant("mate", {"alpha": 1.}) == make("mate").hyper | {"alpha": 1., "t_squared": True}
@@ -422,11 +492,15 @@ def test_what_a_run_meant_before_a_change_it_means_after_it():
 
 def test_a_run_recorded_before_the_changes_is_read_as_it_was(tmp_path):
     "Its params.json knows no number of changes."
-    parameters = dict(dataset="digits", model="msdnet", model_args={"step": 2}, method="mate", preset="paper", method_args={"alpha": 1.})
-    (tmp_path/"params.json").write_text(json.dumps(dict(parameters=parameters, num_classes=10, image_size=96)))
+    parameters = dict(dataset="digits", model="msdnet", model_args={"step": 2}, method="mate", preset="paper",
+                      method_args={"alpha": 1.})
+    (tmp_path/"params.json").write_text(
+        json.dumps(dict(parameters=parameters, num_classes=10, image_size=96)))
     now = Run.load(tmp_path).parameters
-    assert now["method_args"] == {"alpha": 1., "t_squared": True} and now["model_args"] == {"step": 2, "stem": "imagenet"}
-    assert {k: v for k, v in now.items() if not k.endswith("_args")} == {k: v for k, v in parameters.items() if not k.endswith("_args")}
+    assert now["method_args"] == {"alpha": 1., "t_squared": True}
+    assert now["model_args"] == {"step": 2, "stem": "imagenet"}
+    assert ({k: v for k, v in now.items() if not k.endswith("_args")}
+            == {k: v for k, v in parameters.items() if not k.endswith("_args")})
 
 
 def test_mate_takes_a_network_in_float64():
@@ -452,34 +526,49 @@ def test_every_preset_names_a_recipe_that_some_method_owns():
 
 def test_mse_has_weight_one_where_kl_has_a_tenth():
     for name, preset in (("eed", "default"), ("byot", "eed"), ("dbt", "eed")):
-        assert make(name, preset).hyper["alpha"] == .1 and make(name, preset, distance="mse").hyper["alpha"] == 1
+        assert make(name, preset).hyper["alpha"] == .1
+        assert make(name, preset, distance="mse").hyper["alpha"] == 1
 
 
 # ---------------------------------------------------------------- wrong input
 @pytest.mark.parametrize("kw,says", [
     (dict(name="mat"), "unknown method 'mat'. Did you mean 'mate'"), (dict(alfa=1), "Did you mean 'alpha'?"),
-    (dict(preset="papr"), "Did you mean 'paper'?"), (dict(alpha=-1), "alpha=-1: expected .* ≥ 0"), (dict(alpha="three"), "alpha='three'"),
-    (dict(alpha=[1, 2]), r"one per exit \(3\)"), (dict(alpha=[1, 2, -3]), "≥ 0"), (dict(alpha=True), "alpha=True"),
-    (dict(alpha=float("nan")), "alpha=nan"), (dict(temperature=0), "temperature=0: expected number ≥ 0.1"), (dict(temperature=[3]), "temperature"),
+    (dict(preset="papr"), "Did you mean 'paper'?"), (dict(alpha=-1), "alpha=-1: expected .* ≥ 0"),
+    (dict(alpha="three"), "alpha='three'"),
+    (dict(alpha=[1, 2]), r"one per exit \(3\)"), (dict(alpha=[1, 2, -3]), "≥ 0"),
+    (dict(alpha=True), "alpha=True"),
+    (dict(alpha=float("nan")), "alpha=nan"), (dict(temperature=0), "temperature=0: expected number ≥ 0.1"),
+    (dict(temperature=[3]), "temperature"),
     (dict(weight_network="gates"), "'attention' | 'gate'"), (dict(diverse_teachers=1), "true or false"),
-    (dict(name="eed", teacher_exits=[4]), "1 … 3"), (dict(name="eed", teacher_exits=[0]), "≥ 1"), (dict(name="eed", teacher_exits=[]), "1 … 3"),
-    (dict(name="eed", teacher_exits=[1.5]), "whole number"), (dict(name="eed", distance="l1"), "'kl' | 'mse'"),
-    (dict(name="dbt", teachers="first"), "'last' | 'all-later'"), (dict(name="dbt", teachers={1: [9]}), "exits 1 … 3"),
-    (dict(name="dbt", teachers={0: [1]}), "exits 1 … 3"), (dict(name="dbt", teachers={2: [2]}), "none teaching itself"),
-    (dict(name="dbt", mu=1.5), "0 … 1"), (dict(name="dbt", tau_star=.9), "≥ 1"), (dict(name="dbt", num_unlabelled=5), "num_train"),
-    (dict(name="byot", alpha=2), "at most 1"), (dict(name="baseline", alpha=2), "unknown hyperparameter of baseline 'alpha'"),
-    (dict(name="branchynet", weights=[1]), "one per exit"), (dict(num_exits=0), "num_exits=0"), (dict(num_classes=1), "num_classes=1"),
-    (dict(name="hdkd", fixed_gamma=[[1, 0, 0]]), "3 rows of 3"), (dict(name="hdkd", fixed_gamma=[[1, 0, 0], [0, -1, 0], [0, 0, 1]]), "≥ 0"),
-    (dict(name="hdbt", fixed_gamma=[[1, 0, 0], [1, 1, 0], [1, 1, 1]]), "no objective"), (dict(name="hdkd", meta_every=0), "≥ 1"),
+    (dict(name="eed", teacher_exits=[4]), "1 … 3"), (dict(name="eed", teacher_exits=[0]), "≥ 1"),
+    (dict(name="eed", teacher_exits=[]), "1 … 3"),
+    (dict(name="eed", teacher_exits=[1.5]), "whole number"),
+    (dict(name="eed", distance="l1"), "'kl' | 'mse'"),
+    (dict(name="dbt", teachers="first"), "'last' | 'all-later'"),
+    (dict(name="dbt", teachers={1: [9]}), "exits 1 … 3"),
+    (dict(name="dbt", teachers={0: [1]}), "exits 1 … 3"),
+    (dict(name="dbt", teachers={2: [2]}), "none teaching itself"),
+    (dict(name="dbt", mu=1.5), "0 … 1"), (dict(name="dbt", tau_star=.9), "≥ 1"),
+    (dict(name="dbt", num_unlabelled=5), "num_train"),
+    (dict(name="byot", alpha=2), "at most 1"),
+    (dict(name="baseline", alpha=2), "unknown hyperparameter of baseline 'alpha'"),
+    (dict(name="branchynet", weights=[1]), "one per exit"), (dict(num_exits=0), "num_exits=0"),
+    (dict(num_classes=1), "num_classes=1"),
+    (dict(name="hdkd", fixed_gamma=[[1, 0, 0]]), "3 rows of 3"),
+    (dict(name="hdkd", fixed_gamma=[[1, 0, 0], [0, -1, 0], [0, 0, 1]]), "≥ 0"),
+    (dict(name="hdbt", fixed_gamma=[[1, 0, 0], [1, 1, 0], [1, 1, 1]]), "no objective"),
+    (dict(name="hdkd", meta_every=0), "≥ 1"),
     (dict(name="hdkd", constraint="clip"), "'clamp' | 'none' | 'simplex'"), (dict(name="hdkd", a=2), "0 … 1"),
     (dict(num_train=-3), "num_train=-3"), (dict(num_exits=4), "one width per exit")], ids=str)
 def test_wrong_input_is_answered_in_one_line(kw, says):
-    with pytest.raises(InputError, match=says) as e: make(**dict(name="mate") | kw)
+    with pytest.raises(InputError, match=says) as e:
+        make(**dict(name="mate") | kw)
     assert "\n" not in str(e.value)
 
 
 def test_numbers_are_taken_as_people_write_them():
-    assert make("mate", alpha=3).hyper["alpha"] == 3.0 and make("mate", alpha=(1, 2, 3)).hyper["alpha"] == [1., 2., 3.]
+    assert make("mate", alpha=3).hyper["alpha"] == 3.0
+    assert make("mate", alpha=(1, 2, 3)).hyper["alpha"] == [1., 2., 3.]
     assert make("dbt", teachers={1: (2, 3)}).teacher_logits(outputs()[0])[0].shape[0] == 2
 
 
@@ -488,7 +577,8 @@ def test_help_names_every_hyperparameter(name):
     table, cls = describe_method(name), _discover()[name]
     names = [p.name for p in inspect.signature(cls.__init__).parameters.values() if p.kind is p.KEYWORD_ONLY]
     assert list(table.index) == names and cls.__doc__ and cls.__doc__ != Method.__doc__
-    if names: assert all(table["meaning"]) and all(table["type"])
+    if names:
+        assert all(table["meaning"]) and all(table["type"])
 
 
 def test_a_method_in_a_cell_is_a_method_everywhere():
@@ -498,14 +588,19 @@ def test_a_method_in_a_cell_is_a_method_everywhere():
             super().__init__(task)
             self.share = share
 
-        def loss(self, out, targets): return {"ce": self.share * self.ce(out.logits, targets).sum()}
+        def loss(self, out, targets):
+            return {"ce": self.share * self.ce(out.logits, targets).sum()}
 
     register("halved")(Halved)
     try:
         (out, y), method = outputs(), make("halved")
-        assert "halved" in list_methods() and method.loss(out, y)["ce"].item() == pytest.approx(make("branchynet").loss(out, y)["ce"].item() / 2)
-        with pytest.raises(InputError, match="Did you mean 'share'"): make("halved", shore=1)
-    finally: register._items.pop("halved")
+        assert "halved" in list_methods()
+        assert (method.loss(out, y)["ce"].item()
+                == pytest.approx(make("branchynet").loss(out, y)["ce"].item() / 2))
+        with pytest.raises(InputError, match="Did you mean 'share'"):
+            make("halved", shore=1)
+    finally:
+        register._items.pop("halved")
 
 
 def test_a_new_network_with_a_dead_ones_id_is_prepared_as_well(monkeypatch):
@@ -527,7 +622,8 @@ def test_another_number_of_exits_is_refused(name):
 
 
 def test_task_is_frozen():
-    with pytest.raises(AttributeError): Task(3, 5).num_exits = 4
+    with pytest.raises(AttributeError):
+        Task(3, 5).num_exits = 4
 
 
 def test_label_smoothing_reaches_every_method():
@@ -546,27 +642,33 @@ class Largest(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         for t in out if isinstance(out, (tuple, list)) else [out]:
-            if isinstance(t, torch.Tensor): self.numel = max(self.numel, t.numel())
+            if isinstance(t, torch.Tensor):
+                self.numel = max(self.numel, t.numel())
         return out
 
 
 @pytest.mark.parametrize("name", list_methods())
 def test_no_tensor_of_all_pairs_times_classes(name):
     m, b, k = 11, 16, 300
-    method, (out, y) = make(name, num_exits=m, num_classes=k, dims=(D,) * m, dtype=torch.float32), outputs(torch.float32, m=m, b=b, k=k)
-    with Largest() as seen: sum(method.loss(out, y).values()).backward()
+    method, (out, y) = make(name, num_exits=m, num_classes=k, dims=(D,) * m,
+                            dtype=torch.float32), outputs(torch.float32, m=m, b=b, k=k)
+    with Largest() as seen:
+        sum(method.loss(out, y).values()).backward()
     assert seen.numel <= 2 * m * b * k
 
 
 def test_operations_do_not_grow_with_exits():
     class Count(TorchDispatchMode):
         n = 0
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None): self.n += 1; return func(*args, **(kwargs or {}))
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.n += 1
+            return func(*args, **(kwargs or {}))
     for name in list_methods():
         counts = []
         for m in (3, 9):
             method, (out, y) = make(name, num_exits=m, dims=(D,) * m), outputs(m=m)
-            with Count() as c: method.loss(out, y)
+            with Count() as c:
+                method.loss(out, y)
             counts.append(c.n)
         assert counts[0] == counts[1], name
 
@@ -583,8 +685,10 @@ def test_temperature_rises_after_the_batch_and_never_falls():
     assert tau() == pytest.approx(1.05) and method.loss(out, y)["kd"].item() != pytest.approx(before)
     method.after_step(unsure)
     assert tau() == pytest.approx(1.05)
-    for _ in range(200): method.after_step(sure)
-    confidence = lambda t: math.exp(18 / t) / (math.exp(18 / t) + K - 1)
+    for _ in range(200):
+        method.after_step(sure)
+    def confidence(t):
+        return math.exp(18 / t) / (math.exp(18 / t) + K - 1)
     assert confidence(tau()) <= .5 < confidence(tau() / 1.05)   # it stops at the first step below μ
 
 
@@ -600,9 +704,12 @@ def test_only_teachers_confidence_counts():
     method = make("dbt")
     method.after_step(MultiExitOutput(z))
     assert method.record()["temperature"] == 1
-    mixed, z2 = {c: make("dbt", teachers={1: [2, 3]}, confidence=c, mu=.8) for c in ("mean-of-max", "max-of-mean")}, torch.zeros(M, B, K)
+    mixed = {c: make("dbt", teachers={1: [2, 3]}, confidence=c, mu=.8)
+             for c in ("mean-of-max", "max-of-mean")}
+    z2 = torch.zeros(M, B, K)
     z2[1, :, 1], z2[2, :, 2] = 99, 99   # both sure, of different classes
-    for m in mixed.values(): m.after_step(MultiExitOutput(z2))
+    for m in mixed.values():
+        m.after_step(MultiExitOutput(z2))
     assert [m.record()["temperature"] for m in mixed.values()] == pytest.approx([1.05, 1])
 
 
@@ -611,7 +718,8 @@ def _worker(rank, world, port, queue):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
     z = torch.zeros(M, B, K)
-    if rank == 0: z[..., 0] = 99   # confidence 1 here and 1/5 there: 0.6 on average
+    if rank == 0:
+        z[..., 0] = 99   # confidence 1 here and 1/5 there: 0.6 on average
     temperatures = []
     for mu in (.5, .7):
         method = create_method("dbt", num_exits=M, num_classes=K, mu=mu)
@@ -623,13 +731,17 @@ def _worker(rank, world, port, queue):
 
 @pytest.mark.slow
 def test_confidence_is_averaged_over_processes():
-    with socket.socket() as s: s.bind(("127.0.0.1", 0)); port = s.getsockname()[1]
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
     ctx = torch.multiprocessing.get_context("spawn")
     queue = ctx.Queue()
     procs = [ctx.Process(target=_worker, args=(r, 2, port, queue)) for r in range(2)]
-    for p in procs: p.start()
+    for p in procs:
+        p.start()
     got = dict(queue.get(timeout=120) for _ in procs)
-    for p in procs: p.join(60)
+    for p in procs:
+        p.join(60)
     assert got[0] == got[1] == pytest.approx([1.05, 1.])
 
 
@@ -640,12 +752,15 @@ def test_semi_supervised_is_equation_6():
     out = out.detach()
     y[n:] = -1
     method = make("dbt", num_train=n, num_unlabelled=u, temperature=2, anneal=False)
-    whole = sum(ce(z[:n], y[:n]) for z in out.logits) + sum(kdt(out.logits[-1], z, 2.) for z in out.logits[:-1])
-    for labelled, unlabelled in ((6, 18), (2, 6), (2, 2), (1, 9), (3, 3)):   # 1:3 is the mix of the data, the others are not
+    whole = (sum(ce(z[:n], y[:n]) for z in out.logits)
+             + sum(kdt(out.logits[-1], z, 2.) for z in out.logits[:-1]))
+    # 1:3 is the mix of the data, the others are not
+    for labelled, unlabelled in ((6, 18), (2, 6), (2, 2), (1, 9), (3, 3)):
         batches = max(n // labelled, u // unlabelled)
         total = 0
         for i in range(batches):
-            rows = [(i * labelled + r) % n for r in range(labelled)] + [n + (i * unlabelled + r) % u for r in range(unlabelled)]
+            rows = ([(i * labelled + r) % n for r in range(labelled)]
+                    + [n + (i * unlabelled + r) % u for r in range(unlabelled)])
             total = total + sum(method.loss(out[torch.tensor(rows)], y[rows]).values()) / batches
         assert total.item() == pytest.approx(float(whole), rel=1e-9), (labelled, unlabelled)
 
@@ -654,14 +769,19 @@ def test_semi_supervised_is_equation_6():
 def test_a_batch_without_labels_distils(label):
     method, (out, _) = make("dbt", num_train=10, num_unlabelled=30), outputs()
     terms = method.loss(out, torch.full((B,), label))
-    assert terms["ce"] == 0 and terms["kd"].item() == pytest.approx(.75 * float(sum(kdt(out.logits[-1], z, 1.) for z in out.logits[:-1]).detach()))
+    assert terms["ce"] == 0
+    assert terms["kd"].item() == pytest.approx(.75
+                                               * float(sum(kdt(out.logits[-1], z, 1.)
+                                                           for z in out.logits[:-1]).detach()))
     g = torch.autograd.grad(sum(terms.values()), out.logits)[0]
     assert g.isfinite().all() and g[:-1].any() and not g[-1].any()
 
 
 def test_unlabelled_is_needed_only_with_unlabelled_data():
-    assert "unlabelled" in make("dbt", num_train=5, num_unlabelled=5).needs and "unlabelled" not in make("dbt", num_train=5).needs
-    assert Method.needs == frozenset() and "unlabelled" not in make("eed", num_train=5, num_unlabelled=5).needs
+    assert "unlabelled" in make("dbt", num_train=5, num_unlabelled=5).needs
+    assert "unlabelled" not in make("dbt", num_train=5).needs
+    assert Method.needs == frozenset()
+    assert "unlabelled" not in make("eed", num_train=5, num_unlabelled=5).needs
 
 
 # ---------------------------------------------------------------- mate
@@ -669,23 +789,31 @@ def distil(m, z_hat, z):
     "MATE's distillation from given teachers."
     alpha = m.hyper["alpha"] if isinstance(m.hyper["alpha"], list) else [m.hyper["alpha"]] * M
     every = m.hyper["diverse_teachers"]
-    return sum((every or i == j) * kdt(z_hat[j], z[i], 3., m.hyper["t_squared"]) + (i == j) * alpha[i] * kdt(z_hat[j], z[i], 3., m.hyper["t_squared"]) for i in range(M) for j in range(M))
+    return sum((every or i == j) * kdt(z_hat[j], z[i], 3., m.hyper["t_squared"])
+               + (i == j) * alpha[i] * kdt(z_hat[j], z[i], 3., m.hyper["t_squared"]) for i in range(M)
+               for j in range(M))
 
 
-@pytest.mark.parametrize("kw", [{}, dict(weight_network="gate"), dict(diverse_teachers=False), dict(alpha=[0, 1, 9])], ids=str)
+@pytest.mark.parametrize("kw",
+                         [{}, dict(weight_network="gate"), dict(diverse_teachers=False),
+                          dict(alpha=[0, 1, 9])], ids=str)
 def test_mate_routes_its_gradient(kw):
     method, (out, y) = make("mate", **kw), outputs()
     theta = list(method.parameters())
-    g_z, *g_F = torch.autograd.grad(sum(method.loss(out, y).values()), [out.logits, *out.features], allow_unused=True, retain_graph=True)
+    g_z, *g_F = torch.autograd.grad(sum(method.loss(out, y).values()), [out.logits, *out.features],
+                                    allow_unused=True, retain_graph=True)
     assert all(g is None for g in g_F)
     # the network's share: teachers are constants
     w = method.weights(out).detach()
-    g_again = torch.autograd.grad(sum(method.ce(out.logits, y)) + distil(method, mix_teachers(w, out.logits).detach(), out.logits), out.logits)[0]
+    g_again = torch.autograd.grad(sum(method.ce(out.logits, y))
+                                  + distil(method, mix_teachers(w, out.logits).detach(), out.logits),
+                                  out.logits)[0]
     torch.testing.assert_close(g_again, g_z)
     # the weight network's share: exits are constants
     g_theta = torch.autograd.grad(sum(method.loss(out, y).values()), theta)
     fixed = torch.autograd.grad(sum(method.loss(out.detach(), y).values()), theta)
-    for a, b in zip(g_theta, fixed): torch.testing.assert_close(a, b)
+    for a, b in zip(g_theta, fixed):
+        torch.testing.assert_close(a, b)
     assert all(g.any() for g in g_theta)
 
 
@@ -706,10 +834,12 @@ def test_gate_learns_its_statistics_after_the_step_and_uses_them_in_evaluation()
     before = state(method)
     steps(method)
     after = state(method)
-    assert not torch.equal(before["weight_network.norm.running_mean"], after["weight_network.norm.running_mean"])
+    assert not torch.equal(before["weight_network.norm.running_mean"],
+                           after["weight_network.norm.running_mean"])
     assert after["weight_network.norm.num_batches_tracked"] == 3
     method.eval()
-    torch.testing.assert_close(method.weights(out[:1]), method.weights(out)[:1])   # one sample at a time gives the same
+    # one sample at a time gives the same
+    torch.testing.assert_close(method.weights(out[:1]), method.weights(out)[:1])
     method.after_step(out.detach())
     assert not method.training and not method.weight_network.norm.training
 
@@ -737,13 +867,15 @@ class TinyCNN(torch.nn.Module):
     def __init__(self, width=4):
         super().__init__()
         nn = torch.nn
-        self.blocks = nn.ModuleList(nn.Sequential(nn.Conv2d(width if m else 3, width, 3, 2, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Conv2d(width if m else 3, width, 3, 2, 1, bias=False),
+                                                  nn.BatchNorm2d(width), nn.ReLU())
                                     for m in range(M))
         self.heads = nn.ModuleList(nn.Linear(width, K) for _ in range(M))
 
     def forward(self, x):
         z = []
-        for block, head in zip(self.blocks, self.heads): z.append(head((x := block(x)).mean((2, 3))))
+        for block, head in zip(self.blocks, self.heads):
+            z.append(head((x := block(x)).mean((2, 3))))
         return MultiExitOutput(torch.stack(z))
 
 
@@ -758,11 +890,13 @@ def through_the_step(method, s):
     "∂L_val/∂γ with the gradient step in the graph, by PyTorch's reverse mode twice."
     net, theta = copy.deepcopy(s.net), {k: p.detach().requires_grad_() for k, p in s.net.named_parameters()}
     gamma = method.gamma.clone().requires_grad_()
-    def run(t, x): return torch.func.functional_call(net, t, (x,))
+    def run(t, x):
+        return torch.func.functional_call(net, t, (x,))
     train = (gamma * method.objectives(run(theta, s.x), s.targets)).sum()
     grads = torch.autograd.grad(train, list(theta.values()), create_graph=True)
     after = {k: p - s.lr * g for (k, p), g in zip(theta.items(), grads)}
-    ces = torch.stack([torch.nn.functional.cross_entropy(z, s.val_targets) for z in run(after, s.val_x).logits])
+    ces = torch.stack([torch.nn.functional.cross_entropy(z, s.val_targets)
+                       for z in run(after, s.val_x).logits])
     E = torch.where(method.expected > 0, method.expected, ces.detach())
     val = method.a * ces.sum() + (1 - method.a) * torch.log1p(torch.exp(ces / E - 1)).sum()
     return torch.autograd.grad(val, gamma)[0]
@@ -786,19 +920,24 @@ def test_hypergradient_on_a_real_network():
     method = make("hdkd", num_exits=net.num_exits, dims=net.feature_dims, start="random")
     x, val_x = torch.randn(2, 4, 3, 32, 32, dtype=torch.float64)
     s = Step(net, x, torch.arange(4), .1, 0, val_x, torch.arange(4))
-    torch.testing.assert_close(method.gamma_gradient(s)[0], through_the_step(method, s) / s.lr, rtol=1e-6, atol=1e-12)
+    torch.testing.assert_close(method.gamma_gradient(s)[0], through_the_step(method, s) / s.lr, rtol=1e-6,
+                               atol=1e-12)
 
 
 def test_known_gradients_save_a_pass_and_change_nothing():
     method, s = make("hdkd"), meta_step()
     terms = method.loss(s.net(s.x), s.targets)   # as the training step computes them
-    grads = dict(zip(dict(s.net.named_parameters()), torch.autograd.grad(sum(terms.values()), list(s.net.parameters()))))
+    grads = dict(zip(dict(s.net.named_parameters()),
+                     torch.autograd.grad(sum(terms.values()), list(s.net.parameters()))))
     torch.testing.assert_close(method.gamma_gradient(meta_step(grads=grads))[0], method.gamma_gradient(s)[0])
     calls, forward = [], TinyCNN.forward
     class Counting(TinyCNN):
-        def forward(self, x): calls.append(1); return forward(self, x)
+        def forward(self, x):
+            calls.append(1)
+            return forward(self, x)
     for known, n in ((None, 3), (grads, 2)):
-        calls.clear(); s.net.__class__ = Counting
+        calls.clear()
+        s.net.__class__ = Counting
         method.gamma_gradient(Step(s.net, s.x, s.targets, s.lr, 0, s.val_x, s.val_targets, known))
         assert len(calls) == n
 
@@ -806,19 +945,24 @@ def test_known_gradients_save_a_pass_and_change_nothing():
 @pytest.mark.parametrize("name", LEARNED)
 def test_gamma_moves_and_leaves_no_trace(name):
     method, s = make(name), meta_step()
-    before, gamma, rng = {k: v.clone() for k, v in s.net.state_dict().items()}, method.gamma.clone(), torch.get_rng_state()
-    with torch.no_grad(): method.before_step(s)
+    before = {k: v.clone() for k, v in s.net.state_dict().items()}
+    gamma = method.gamma.clone()
+    rng = torch.get_rng_state()
+    with torch.no_grad():
+        method.before_step(s)
     assert same(before, s.net.state_dict()) and torch.equal(rng, torch.get_rng_state()) and s.net.training
     assert all(p.grad is None and p.requires_grad for p in s.net.parameters())
     learned = method.learned(M).bool()
     assert (method.gamma != gamma)[learned].all() and torch.equal(method.gamma[~learned], gamma[~learned])
-    assert (method.gamma - gamma).abs().max() <= 1.01e-3 and not method.gamma.requires_grad   # Adam's first step is its rate
+    # Adam's first step is its rate
+    assert (method.gamma - gamma).abs().max() <= 1.01e-3 and not method.gamma.requires_grad
 
 
 def test_a_compiled_network_is_passed_by():
     method, s = make("hdkd"), meta_step()
     want = method.gamma_gradient(s)[0]
-    def compiled(*a, **kw): raise AssertionError("forward mode through a compiled network")
+    def compiled(*a, **kw):
+        raise AssertionError("forward mode through a compiled network")
     s.net._compiled_call_impl = compiled
     torch.testing.assert_close(method.gamma_gradient(s)[0], want)
 
@@ -826,7 +970,8 @@ def test_a_compiled_network_is_passed_by():
 def test_gamma_pass_is_float32_under_autocast():
     method, s = make("hdkd", dtype=torch.float32), meta_step(torch.float32)
     want = method.gamma_gradient(s)[0]
-    with torch.autocast("cpu", dtype=torch.bfloat16): got = method.gamma_gradient(s)[0]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got = method.gamma_gradient(s)[0]
     assert got.dtype == torch.float32
     torch.testing.assert_close(got, want)
 
@@ -838,7 +983,8 @@ def test_expectations_start_at_the_first_value_and_follow():
         seen.append(method.gamma_gradient(s)[1])
         method.before_step(s)
     E = seen[0]
-    for c in seen[1:]: E = .9 * E + .1 * c
+    for c in seen[1:]:
+        E = .9 * E + .1 * c
     torch.testing.assert_close(method.expected, E)
 
 
@@ -847,12 +993,15 @@ def test_constraints(constraint):
     method = make("hdkd", constraint=constraint, gamma_lr=.4)
     total = method.gamma.sum()
     for i in range(12):
-        g = torch.rand(M, M, generator=torch.Generator().manual_seed(i), dtype=torch.float64) + .5 * torch.eye(M)   # all to fall
+        # all to fall
+        g = (torch.rand(M, M, generator=torch.Generator().manual_seed(i), dtype=torch.float64)
+             + .5 * torch.eye(M))
         method.gamma_gradient = lambda s, g=g: (g, torch.ones(M, dtype=torch.float64))
         method.before_step(meta_step())
     assert (method.gamma.min() < 0) == (constraint == "none") and not method.gamma.triu(1).any()
     assert torch.isclose(method.gamma.sum(), total) == (constraint == "simplex")
-    if constraint == "clamp": assert not method.gamma.any()
+    if constraint == "clamp":
+        assert not method.gamma.any()
 
 
 @given(st.lists(st.floats(-5, 5), min_size=1, max_size=8), st.floats(.1, 9))
@@ -898,14 +1047,18 @@ def test_meta_every_and_fixed_gamma():
     fixed = make("hdkd", fixed_gamma=rows)
     fixed.before_step(meta_step())
     assert fixed.record() == {"gamma": rows} and "val" not in fixed.needs
-    torch.testing.assert_close(make("hdkd", fixed_gamma=method.record()["gamma"]).gamma, method.gamma, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(make("hdkd", fixed_gamma=method.record()["gamma"]).gamma, method.gamma,
+                               rtol=1e-6, atol=1e-6)
 
 
 def test_gamma_resumes_bit_for_bit():
-    one, two = make("hdkd", start="random", dtype=torch.float32), make("hdkd", start="random", dtype=torch.float32, seed=1)
-    for i in range(4): one.before_step(meta_step(torch.float32, seed=i))
+    one = make("hdkd", start="random", dtype=torch.float32)
+    two = make("hdkd", start="random", dtype=torch.float32, seed=1)
+    for i in range(4):
+        one.before_step(meta_step(torch.float32, seed=i))
     two.load_state_dict({k: v.clone() for k, v in one.state_dict().items()})
-    for i in range(4, 8): [m.before_step(meta_step(torch.float32, seed=i)) for m in (one, two)]
+    for i in range(4, 8):
+        [m.before_step(meta_step(torch.float32, seed=i)) for m in (one, two)]
     assert same(state(one), state(two)) and one.record() == two.record()
 
 
@@ -919,20 +1072,26 @@ def test_adam_is_pytorchs():
     torch.testing.assert_close(ours, theirs.detach())
 
 
-HDKD_OPTIONS = [dict(start="random"), dict(start="dbt-like"), dict(a=.9), dict(ema=.2), dict(gamma_lr=.02), dict(constraint="simplex"),
-                dict(meta_every=2), dict(temperature=1), dict(fixed_gamma=[[1, 0, 0], [.5, 1, 0], [.5, 1, 1]])]
+HDKD_OPTIONS = [dict(start="random"), dict(start="dbt-like"), dict(a=.9), dict(ema=.2), dict(gamma_lr=.02),
+                dict(constraint="simplex"),
+                dict(meta_every=2), dict(temperature=1),
+                dict(fixed_gamma=[[1, 0, 0], [.5, 1, 0], [.5, 1, 1]])]
 
 
 @pytest.mark.parametrize("option", HDKD_OPTIONS, ids=str)
 def test_every_option_of_hdkd_leads_to_another_gamma(option):
     def trained(**kw):
         method = make("hdkd", **kw)
-        for i in range(4): method.before_step(meta_step(seed=i, number=i, lr=1.))
+        for i in range(4):
+            method.before_step(meta_step(seed=i, number=i, lr=1.))
         return method
     usual, other = trained(), trained(**option)
-    assert not torch.allclose(usual.gamma, other.gamma, rtol=1e-6, atol=0) and other.hyper | option == other.hyper
-    if "fixed_gamma" in option: assert other.gamma.tolist() == option["fixed_gamma"] and not other.expected.any()
-    else: assert (other.gamma != make("hdkd", **option).gamma).tril().any()
+    assert not torch.allclose(usual.gamma, other.gamma, rtol=1e-6, atol=0)
+    assert other.hyper | option == other.hyper
+    if "fixed_gamma" in option:
+        assert other.gamma.tolist() == option["fixed_gamma"] and not other.expected.any()
+    else:
+        assert (other.gamma != make("hdkd", **option).gamma).tril().any()
 
 
 @pytest.mark.parametrize("rate", [1e-3, .05])
@@ -940,7 +1099,8 @@ def test_gamma_moves_at_its_own_rate(rate):
     method = make("hdkd", gamma_lr=rate)
     before = method.gamma.clone()
     method.before_step(meta_step())
-    torch.testing.assert_close((method.gamma - before).abs(), rate * torch.ones(M, M, dtype=torch.float64).tril(), rtol=1e-3, atol=1e-12)
+    torch.testing.assert_close((method.gamma - before).abs(),
+                               rate * torch.ones(M, M, dtype=torch.float64).tril(), rtol=1e-3, atol=1e-12)
 
 
 @pytest.mark.parametrize("ema", [0., .5, 1.])
@@ -956,20 +1116,23 @@ def test_expectations_follow_at_their_momentum(ema):
 
 @pytest.mark.parametrize("name,kw", [("hdkd", {}), ("mate", dict(alpha="auto"))])
 def test_learned_weights_go_on_where_the_learning_rate_falls(name, kw, monkeypatch):
-    "ξ is a factor of the hypergradient, and Adam remembers its size for a thousand steps: without care γ stands still after a milestone."
+    """ξ is a factor of the hypergradient, and Adam remembers its size for a thousand steps: without care γ
+    stands still after a milestone."""
     method, where, way = make(name, **kw), "gamma" if name == "hdkd" else "alpha", {}
     def same_images_again(objectives, val_loss, theta, weights, lr, *a):
         return -lr * torch.ones_like(weights), torch.ones(M, dtype=torch.float64)
     monkeypatch.setattr(hypergradient, "hypergradient", same_images_again)
     for lr in (.1, .01):
         before = getattr(method, where).clone()
-        for i in range(20): method.before_step(meta_step(lr=lr, number=i))
+        for i in range(20):
+            method.before_step(meta_step(lr=lr, number=i))
         way[lr] = (getattr(method, where) - before).max().item()
     assert way[.01] == pytest.approx(way[.1], rel=.01) and way[.1] == pytest.approx(.02, rel=.01)
 
 
 def test_random_starts_are_uniform_and_follow_the_seed():
-    gammas = torch.stack([make("hdkd", start="random", seed=s).gamma[torch.ones(M, M).tril().bool()] for s in range(60)])
+    gammas = torch.stack([make("hdkd", start="random", seed=s).gamma[torch.ones(M, M).tril().bool()]
+                          for s in range(60)])
     assert 0 <= gammas.min() < .05 and .95 < gammas.max() < 1 and abs(gammas.mean() - .5) < .06
     assert torch.equal(make("hdkd", start="random", seed=7).gamma, make("hdkd", start="random", seed=7).gamma)
 
@@ -982,9 +1145,12 @@ def test_teachers_of_dense_methods():
 
 
 # ---------------------------------------------------------------- all together
-@pytest.mark.parametrize("name", [n for n in list_methods() if n != "imta"])   # which trains no perceptron: tests/test_imta.py
+# which trains no perceptron: tests/test_imta.py
+@pytest.mark.parametrize("name", [n for n in list_methods() if n != "imta"])
 def test_it_learns_digits(name):
-    last = [r["accuracy"] for r in toy_run(name, epochs=10, **(dict(meta_every=10) if name in LEARNED else {})) if r["epoch"] == 10]
+    last = [r["accuracy"] for r in toy_run(name, epochs=10,
+                                           **(dict(meta_every=10) if name in LEARNED else {}))
+            if r["epoch"] == 10]
     assert last[-1] > 75 and (name in SILENT or min(last) > 75)
 
 

@@ -158,7 +158,8 @@ def test_files():
         assert torch.equal(again.labels, o.labels) and again.num_classes == K and len(again) == N
         assert torch.equal(again.answers, o.answers) and torch.equal(again.right, o.right)
         torch.testing.assert_close(again.confidence(), o.confidence(), rtol=0, atol=1e-3)
-    each = 10*(4 + 2) + 6*2*4 + 4 + 2*5*2 + 3*4     # best logits and classes, rest, label, ensembles, criteria
+    # best logits and classes, rest, label, ensembles, criteria
+    each = 10*(4 + 2) + 6*2*4 + 4 + 2*5*2 + 3*4
     assert sum(t.nbytes for t in to_tensors(SMALL_TEST).values()) == N*(M*each + 8)
 
 
@@ -166,7 +167,8 @@ def test_a_file_of_version_01_with_ten_best():
     values, classes = TEST.logits.topk(10)
     old = from_tensors(dict(values=values.half(), classes=classes.int(), labels=TEST.labels), "test", K)
     assert torch.equal(old.answers, TEST.answers) and torch.equal(old.hits(5), TEST.hits(5))
-    for asked in (old.confidence, old.cross_entropy, lambda: old.top(5, "logits"), lambda: old.probabilities(0)):
+    for asked in (old.confidence, old.cross_entropy, lambda: old.top(5, "logits"),
+                  lambda: old.probabilities(0)):
         with pytest.raises(InputError, match="10 best logits alone, as version 0.1 stored them"):
             asked()
     with pytest.raises(InputError, match="no outputs of test: found labels"):

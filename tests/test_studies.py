@@ -46,7 +46,8 @@ def test_a_study_runs_goes_on_and_is_answered_from_its_file(small, tmp_path, cap
     before = (folder/study.cells[0].id/"weights.safetensors").stat().st_mtime_ns
     for cell in study.cells:
         studies.bring(cell, folder)
-    assert (folder/study.cells[0].id/"weights.safetensors").stat().st_mtime_ns == before, "what is finished stays"
+    assert (
+        folder/study.cells[0].id/"weights.safetensors").stat().st_mtime_ns == before, "what is finished stays"
     file = studies.collect(study, folder, tmp_path/"small.parquet")
     table, about = studies.read_results(str(file))
     assert file.stat().st_size < 20_000

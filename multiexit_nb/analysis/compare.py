@@ -15,22 +15,27 @@ from ..core import InputError, check_value
 from ..figures import GREY, MARKERS, exit_colours, figure
 
 # %% ../../nbs/57_compare.ipynb #tables
-def _tables(histories, metric, split): return [curves.exit_curves(h, metric, split or curves.scored_split(h)) for h in histories]
+def _tables(histories, metric, split):
+    return [curves.exit_curves(h, metric, split or curves.scored_split(h)) for h in histories]
 
 def _shared(tables, exit: int):
     "One column of several tables, at the epochs that all have."
-    columns = [t[t.columns[-1] if exit == -1 else exit] for t in tables if len(t.columns) and (exit == -1 or exit in t.columns)]
-    if not columns: return [], []
+    columns = [t[t.columns[-1] if exit == -1 else exit] for t in tables
+               if len(t.columns) and (exit == -1 or exit in t.columns)]
+    if not columns:
+        return [], []
     epochs = columns[0].index
-    for c in columns[1:]: epochs = epochs.intersection(c.index)
+    for c in columns[1:]:
+        epochs = epochs.intersection(c.index)
     return list(epochs), [c.loc[epochs].to_numpy() for c in columns]
 
 def epochs_of(histories, metric: str, exit: int = -1, split: str | None = None):
-    "A per-exit metric: the epochs that all histories share, and one list per history; `exit` from 1, −1 the deepest."
+    "The epochs that all histories share, and a list of values per history; `exit` from 1, −1 the deepest."
     return _shared(_tables(histories, metric, split), exit)
 
+# %% ../../nbs/57_compare.ipynb #by-epoch
 def by_epoch(groups: dict, metric: str = "top1", split: str | None = None):
-    "Mean, standard deviation and number of seeds: one row per name, exit and epoch; `last` tells the deepest exit."
+    "Mean, std, number of seeds: a row per name, exit and epoch; `last`: is it the deepest exit?"
     import pandas as pd
     parts = []
     for name, histories in groups.items():
@@ -38,38 +43,49 @@ def by_epoch(groups: dict, metric: str = "top1", split: str | None = None):
         exits = sorted({int(m) for t in tables for m in t.columns})
         for m in exits:
             epochs, v = _shared(tables, m)
-            if not epochs: continue
-            sd = np.std(v, axis=0, ddof=1) if len(v) > 1 else np.nan
-            parts.append(pd.DataFrame(dict(name=name, exit=m, last=m == exits[-1], epoch=epochs, mean=np.mean(v, axis=0), std=sd, n=len(v))))
+            if epochs:
+                sd = np.std(v, axis=0, ddof=1) if len(v) > 1 else np.nan
+                parts.append(pd.DataFrame(dict(name=name, exit=m, last=m == exits[-1], epoch=epochs,
+                                               mean=np.mean(v, axis=0), std=sd, n=len(v))))
     columns = ["name", "exit", "last", "epoch", "mean", "std", "n"]
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
 
 # %% ../../nbs/57_compare.ipynb #line
-UNITS = dict(top1="top-1 (%)", top5="top-5 (%)", anytime="top-1 of the ensemble of exits 1…m (%)", ce="cross-entropy (nats)", gap="learning gap (points of top-1)")
+UNITS = dict(top1="top-1 (%)", top5="top-5 (%)", anytime="top-1 of the ensemble of exits 1…m (%)",
+             ce="cross-entropy (nats)", gap="learning gap (points of top-1)")
 
-def _line(fig, x, y, name, colour, i, at, legend, band=None):
-    "A thin line as small numbers; a band of ± one standard deviation around it."
+def _line(fig, x, y, name, look: dict, at: dict, band=None):
+    "A thin line as small numbers, told once; a band of ± one standard deviation around it."
     x, y = np.asarray(x, np.int32), np.asarray(y, np.float32)
-    fig.add_scatter(x=x, y=y, name=name, legendgroup=name, showlegend=legend, mode="lines" if len(x) > 12 else "lines+markers",
-                    line=dict(color=colour, dash=curves.DASHES[i % 6], width=2), marker=dict(symbol=MARKERS[i % len(MARKERS)], size=6), **at)
+    told = {t.name for t in fig.data if t.showlegend}
+    fig.add_scatter(x=x, y=y, name=name, legendgroup=name, showlegend=name not in told,
+                    mode="lines" if len(x) > 12 else "lines+markers", **look, **at)
     if band is not None and np.isfinite(band).any():
         b = np.asarray(band, np.float32)
-        fig.add_scatter(x=np.concatenate([x, x[::-1]]), y=np.concatenate([y + b, (y - b)[::-1]]), fill="toself", mode="lines", line_width=0, opacity=.18,
-                        fillcolor=colour, showlegend=False, hoverinfo="skip", legendgroup=name, **at)
+        fig.add_scatter(x=np.concatenate([x, x[::-1]]), y=np.concatenate([y + b, (y - b)[::-1]]),
+                        fill="toself", mode="lines", line_width=0, opacity=.18,
+                        fillcolor=look["line"]["color"], showlegend=False, hoverinfo="skip", legendgroup=name, **at)
 
+def _exit_look(i: int, colour: str) -> dict:
+    "The look of the i-th line, in the colour of an exit."
+    look = curves.look(i, 1 + i, 6)
+    return look | dict(line=look["line"] | dict(color=colour))
+
+# %% ../../nbs/57_compare.ipynb #plot-runs
 def plot_runs(table, exits=None, metric: str = "top1", band: bool = True):
     "A panel per exit (all, or those named; −1 the deepest of each), a line per name."
-    names, every = list(dict.fromkeys(table.name)), sorted({int(m) for m in table.exit})
-    exits = every if exits is None else list(exits)
+    names = list(dict.fromkeys(table.name))
+    exits = sorted({int(m) for m in table.exit}) if exits is None else list(exits)
     rows, cols = curves.grid(len(exits))
-    fig = curves.panels(["last exit" if m == -1 else f"exit {m}" for m in exits], "Runs by epoch", "epoch", UNITS.get(metric, metric), rows, 380 if rows == 1 else 270*rows + 60)
-    told = set()
+    titles = ["last exit" if m == -1 else f"exit {m}" for m in exits]
+    fig = curves.panels(titles, "Runs by epoch", "epoch", UNITS.get(metric, metric), rows)
     for k, m in enumerate(exits):
+        shown = table[table["last"].astype(bool) if m == -1 else table.exit == m]
         for i, n in enumerate(names):
-            t = table[(table.name == n) & (table["last"].astype(bool) if m == -1 else table.exit == m)]
-            if not len(t): continue
-            _line(fig, t.epoch, t["mean"], n, exit_colours(len(names))[i], i, dict(row=k//cols + 1, col=k % cols + 1), n not in told, t["std"].to_numpy(float) if band else None)
-            told.add(n)
+            t = shown[shown.name == n]
+            if len(t):
+                _line(fig, t.epoch, t["mean"], n, curves.look(i, len(names), 6), curves.place(k, cols),
+                      t["std"].to_numpy(float) if band else None)
     return fig
 
 # %% ../../nbs/57_compare.ipynb #plot-exits
@@ -77,20 +93,21 @@ def plot_exits(table, metric: str = "top1", band: bool = False):
     "A panel per name, a line per exit."
     names, M = list(dict.fromkeys(table.name)), int(max(table.exit, default=1))
     rows, cols = curves.grid(len(names))
-    fig = curves.panels(names or [""], "Exits by epoch", "epoch", UNITS.get(metric, metric), rows, 380 if rows == 1 else 270*rows + 60)
-    told = set()
+    fig = curves.panels(names or [""], "Exits by epoch", "epoch", UNITS.get(metric, metric), rows)
     for k, n in enumerate(names):
-        own = table[table.name == n]
-        count = int(own.exit.max())
-        for m, t in own.groupby("exit"):
-            m = int(m)
-            _line(fig, t.epoch, t["mean"], f"exit {m}", exit_colours(count if count == M else M)[m - 1], m - 1, dict(row=k//cols + 1, col=k % cols + 1), m not in told, t["std"].to_numpy(float) if band else None)
-            told.add(m)
+        for m, t in table[table.name == n].groupby("exit"):
+            look = _exit_look(int(m) - 1, exit_colours(M)[int(m) - 1])
+            _line(fig, t.epoch, t["mean"], f"exit {int(m)}", look, curves.place(k, cols),
+                  t["std"].to_numpy(float) if band else None)
     return fig
 
 # %% ../../nbs/57_compare.ipynb #stability
+def _steadiness(v) -> dict:    # (seeds, epochs)
+    return dict(epochs=v.shape[1], n=len(v), mean=v.mean(), wobble=v.std(1, ddof=1).mean(),
+                step=np.abs(np.diff(v)).mean(), seeds_std=v.mean(1).std(ddof=1) if len(v) > 1 else np.nan)
+
 def stability(groups: dict, last: int = 10, metric: str = "top1", split: str | None = None):
-    "Over the last epochs of every name and exit: mean, wobble (std over epochs), step (mean |change|), seeds_std; wobble and step are means over seeds."
+    "Over the last epochs: mean, wobble (std over epochs), step (mean |change|), seeds_std; means over seeds."
     import pandas as pd
     check_value("last", last, last >= 2, "at least 2 epochs")
     rows = []
@@ -98,14 +115,15 @@ def stability(groups: dict, last: int = 10, metric: str = "top1", split: str | N
         tables = _tables(histories, metric, split)
         for m in sorted({int(m) for t in tables for m in t.columns}):
             epochs, v = _shared(tables, m)
-            v = np.asarray(v, float)[:, -last:] if len(epochs) else np.zeros((1, 0))
-            if v.shape[1] < 2: continue
-            rows.append(dict(name=name, exit=m, epochs=v.shape[1], n=len(v), mean=v.mean(), wobble=v.std(1, ddof=1).mean(), step=np.abs(np.diff(v)).mean(),
-                             seeds_std=v.mean(1).std(ddof=1) if len(v) > 1 else np.nan))
-    return pd.DataFrame(rows, columns=["name", "exit", "epochs", "n", "mean", "wobble", "step", "seeds_std"])
+            if len(epochs) >= 2:
+                rows.append(dict(name=name, exit=m) | _steadiness(np.asarray(v, float)[:, -last:]))
+    columns = ["name", "exit", "epochs", "n", "mean", "wobble", "step", "seeds_std"]
+    return pd.DataFrame(rows, columns=columns)
 
 # %% ../../nbs/57_compare.ipynb #plot-stability
-STABILITY = dict(wobble="standard deviation over the last epochs", step="mean step from epoch to epoch", seeds_std="standard deviation between seeds")
+STABILITY = dict(wobble="standard deviation over the last epochs", step="mean step from epoch to epoch",
+                 seeds_std="standard deviation between seeds")
+_HATCHES = ["", "/", "x", "-", "\\", "|", "+", "."]
 
 def plot_stability(table,                # of `stability`
                    which: str = "wobble"):
@@ -113,10 +131,10 @@ def plot_stability(table,                # of `stability`
     check_value("which", which, which in STABILITY, ", ".join(STABILITY))
     names = list(dict.fromkeys(table.name))
     fig = figure(f"Stability: {STABILITY[which]}", "exit", "points of top-1", barmode="group")
-    for i, n in enumerate(names):
+    for i, (n, colour) in enumerate(zip(names, exit_colours(len(names)), strict=True)):
         t = table[table.name == n]
         fig.add_bar(x=[f"exit {m}" for m in t.exit], y=t[which].to_numpy(float), name=n,
-                    marker=dict(color=exit_colours(len(names))[i], pattern_shape=["", "/", "x", "-", "\\", "|", "+", "."][i % 8]))
+                    marker=dict(color=colour, pattern_shape=_HATCHES[i % 8]))
     return fig.update_yaxes(rangemode="tozero")
 
 # %% ../../nbs/57_compare.ipynb #temperatures
@@ -132,88 +150,109 @@ def confidences(logits,               # (N, K), of the teacher
 
 # %% ../../nbs/57_compare.ipynb #plot-temperature
 def plot_temperature(series, at_end: tuple | None = None, mu: float | None = None):
-    "Temperature by epoch; on the right axis the last exit's confidence at the end, as it is and tempered, and its limit μ (DBT Fig. 6)."
-    fig = figure("Annealing", "epoch", "τ")
-    epochs = [int(e) for e in series.index]
-    fig.add_scatter(x=epochs, y=series.to_numpy(float), name="temperature τ", mode="lines+markers" if len(epochs) <= 40 else "lines", line_color=exit_colours(4)[2])
-    for y, n, i, sym in zip(at_end or (), ("confidence at τ = 1, end", "confidence at τ, end"), (3, 0), ("square", "diamond"), strict=False):
-        fig.add_scatter(x=[epochs[-1]], y=[y], name=n, yaxis="y2", mode="markers", marker=dict(color=exit_colours(4)[i], size=11, symbol=sym))
-    if mu is not None: fig.add_scatter(x=[epochs[0], epochs[-1]], y=[mu]*2, name="limit μ", yaxis="y2", mode="lines", line=dict(color=GREY, dash="dot"))
-    right = dict(overlaying="y", side="right", range=[0, 1.02], dtick=.2, title_text="confidence", showgrid=False)
-    return fig.update_layout(yaxis2=right, legend=dict(orientation="h", y=1.02, yanchor="bottom"), margin_t=80, title_y=.97)
+    "τ by epoch; on the right the last exit's confidence at the end, plain and tempered, and μ (DBT Fig. 6)."
+    fig, colours, epochs = figure("Annealing", "epoch", "τ"), exit_colours(4), [int(e) for e in series.index]
+    fig.add_scatter(x=epochs, y=series.to_numpy(float), name="temperature τ", line_color=colours[2],
+                    mode="lines+markers" if len(epochs) <= 40 else "lines")
+    ends = (("confidence at τ = 1, end", colours[3], "square"),
+            ("confidence at τ, end", colours[0], "diamond"))
+    for y, (name, colour, symbol) in zip(at_end or (), ends, strict=False):
+        fig.add_scatter(x=[epochs[-1]], y=[y], name=name, yaxis="y2", mode="markers",
+                        marker=dict(color=colour, size=11, symbol=symbol))
+    if mu is not None:
+        fig.add_scatter(x=[epochs[0], epochs[-1]], y=[mu]*2, name="limit μ", yaxis="y2", mode="lines",
+                        line=dict(color=GREY, dash="dot"))
+    right = dict(overlaying="y", side="right", range=[0, 1.02], dtick=.2, title_text="confidence",
+                 showgrid=False)
+    legend = dict(orientation="h", y=1.02, yanchor="bottom")
+    return fig.update_layout(yaxis2=right, legend=legend, margin_t=80, title_y=.97)
 
 # %% ../../nbs/57_compare.ipynb #plot-temperatures
-def plot_temperatures(series: dict, at_end: dict | None = None):   # name → Series; name → (as it is, tempered)
+def plot_temperatures(series: dict,                   # name → Series
+                      at_end: dict | None = None):    # name → (as it is, tempered)
     "The temperatures of several runs; and how sure their last exits are at the end."
-    fig = curves.panels(["temperature by epoch", "confidence of the last exit on test"], "Temperature and confidence", "epoch", "τ", shared=False)
+    fig = curves.panels(["temperature by epoch", "confidence of the last exit on test"],
+                        "Temperature and confidence", "epoch", "τ", shared=False)
     for i, (n, s) in enumerate(series.items()):
-        c = exit_colours(len(series))[i]
-        _line(fig, s.index, s, n, c, i, dict(row=1, col=1), True)
+        look = curves.look(i, len(series), 6)
+        _line(fig, s.index, s, n, look, curves.place(0, 2))
         if (at_end or {}).get(n):
-            fig.add_bar(x=["at τ = 1", "at its last τ"], y=list(at_end[n]), name=n, legendgroup=n, showlegend=False, marker_color=c, texttemplate="%{y:.2f}", row=1, col=2)
+            fig.add_bar(x=["at τ = 1", "at its last τ"], y=list(at_end[n]), name=n, legendgroup=n,
+                        showlegend=False, marker_color=look["line"]["color"], texttemplate="%{y:.2f}",
+                        row=1, col=2)
     fig.update_xaxes(title_text="", row=1, col=2)
     return fig.update_yaxes(title_text="mean largest probability", range=[0, 1.05], row=1, col=2)
 
 # %% ../../nbs/57_compare.ipynb #gammas
 def gammas(history, student: int):
-    "γ by epoch for one student: a column per teacher exit that ever counts; the student's own column is its cross-entropy."
+    "γ by epoch for one student: a column per teacher that ever counts; its own column is its cross-entropy."
     t = curves.matrices(history, "gamma")
-    if student not in t.columns: return t[[]].iloc[:0]
+    if student not in t.columns:
+        return t[[]].iloc[:0]
     t = t[student].unstack("exit")
     return t[[m for m in t.columns if m == student or t[m].abs().max() > 0]]
 
 def plot_gammas(tables: dict, student: int, num_exits: int):   # name → table of `gammas`
     "A panel per name: what the student learns from, by epoch."
     rows, cols = curves.grid(len(tables))
-    fig, told = curves.panels(list(tables), f"γ: what exit {student} learns from", "epoch", "γ", rows, 380 if rows == 1 else 270*rows + 60), set()
+    fig = curves.panels(list(tables), f"γ: what exit {student} learns from", "epoch", "γ", rows)
     for k, t in enumerate(tables.values()):
-        for m in t.columns:
-            own, n = int(m) == student, "labels (cross-entropy)" if int(m) == student else f"exit {m}"
-            _line(fig, t.index, t[m], n, GREY if own else exit_colours(num_exits)[int(m) - 1], 3 if own else int(m) - 1, dict(row=k//cols + 1, col=k % cols + 1), n not in told)
-            told.add(n)
+        for m in map(int, t.columns):
+            name, look = f"exit {m}", _exit_look(m - 1, exit_colours(num_exits)[m - 1])
+            if m == student:
+                name, look = "labels (cross-entropy)", _exit_look(3, GREY)
+            _line(fig, t.index, t[m], name, look, curves.place(k, cols))
     return fig.update_yaxes(rangemode="tozero")
 
 # %% ../../nbs/57_compare.ipynb #sweep-table
 def sweep_table(runs):   # (name, value of the hyperparameter, accuracy of each exit)
     "Mean, standard deviation and number of runs for every name, exit and value."
     import pandas as pd
-    rows = pd.DataFrame([dict(name=n, x=float(x), exit=m, y=y) for n, x, top in runs for m, y in enumerate(top, 1)], columns=["name", "x", "exit", "y"])
-    return rows.groupby(["name", "exit", "x"], sort=False).y.agg(mean="mean", std="std", n="count").reset_index().sort_values(["exit", "x"], kind="stable", ignore_index=True)
+    rows = [dict(name=n, x=float(x), exit=m, y=y) for n, x, top in runs for m, y in enumerate(top, 1)]
+    groups = pd.DataFrame(rows, columns=["name", "x", "exit", "y"]).groupby(["name", "exit", "x"], sort=False)
+    table = groups.y.agg(mean="mean", std="std", n="count").reset_index()
+    return table.sort_values(["exit", "x"], kind="stable", ignore_index=True)
 
 def plot_sweep(table, x: str, dash: float | None = None, log: bool = True):
     "A panel per exit; a dashed line at the accuracy of the value `dash`."
     names, M = list(dict.fromkeys(table.name)), int(table.exit.max())
     rows, cols = curves.grid(M)
-    fig = curves.panels([f"exit {m}" for m in range(1, M + 1)], f"Accuracy against {x}", x, "top-1 (%)", rows, 380 if rows == 1 else 620, shared=False)
+    fig = curves.panels([f"exit {m}" for m in range(1, M + 1)], f"Accuracy against {x}", x, "top-1 (%)", rows,
+                        shared=False)
     for i, n in enumerate(names):
         for m, t in table[table.name == n].groupby("exit"):
-            at = dict(row=(m - 1)//cols + 1, col=(m - 1) % cols + 1)
-            fig.add_scatter(x=t.x.tolist(), y=t["mean"].tolist(), name=n, legendgroup=n, showlegend=bool(m == 1), mode="lines+markers", **at,
-                            line=dict(color=exit_colours(len(names))[i], dash=curves.DASHES[i % 6]), marker_symbol=MARKERS[i % len(MARKERS)],
+            at = curves.place(int(m) - 1, cols)
+            fig.add_scatter(x=t.x.tolist(), y=t["mean"].tolist(), name=n, legendgroup=n,
+                            showlegend=bool(m == 1), mode="lines+markers", **curves.look(i, len(names)), **at,
                             error_y=dict(array=t["std"].tolist(), thickness=1))
-            for y in t["mean"][t.x == dash]: fig.add_hline(y=y, line=dict(color=GREY, dash="dash", width=1), **at)
-    return fig.update_xaxes(**dict(type="log", dtick="D2") if log and table.x.min() > 0 else {})
+            for y in t["mean"][t.x == dash]:
+                fig.add_hline(y=y, line=dict(color=GREY, dash="dash", width=1), **at)
+    return fig.update_xaxes(type="log", dtick="D2") if log and table.x.min() > 0 else fig
 
 # %% ../../nbs/57_compare.ipynb #beside
 def beside(name: str, top1,   # of each exit on test, in %
-           published):        # of `runs.published_for`: rows are exits
+           published):        # of `published_for`: rows are exits
     "One row per exit and published line of top-1: ours, published, difference."
     import pandas as pd
     lines = [c for c in published.columns if c.endswith("top1")]
-    rows = [dict(name=name, exit=m, line=c.removesuffix(", top1"), ours=y, published=published[c].get(m, np.nan)) for c in lines for m, y in enumerate(top1, 1)]
+    rows = [dict(name=name, exit=m, line=c.removesuffix(", top1"), ours=y,
+                 published=published[c].get(m, np.nan)) for c in lines for m, y in enumerate(top1, 1)]
     t = pd.DataFrame(rows, columns=["name", "exit", "line", "ours", "published"]).dropna(subset="published")
     return t.assign(difference=t.ours - t.published).reset_index(drop=True)
 
 def plot_beside(table):
     "Ours (filled) and the published (open) by exit, a colour per name."
-    if not len(table): raise InputError("no published number fits these runs")
+    if not len(table):
+        raise InputError("no published number fits these runs")
     names = list(dict.fromkeys(table.name))
-    fig = figure("Beside the papers", "exit", "top-1 on test (%)")
-    for i, n in enumerate(names):
-        t, c = table[table.name == n], exit_colours(len(names))[i]
+    fig = figure("Beside the papers (recipe and exits may differ)", "exit", "top-1 on test (%)")
+    for i, (n, c) in enumerate(zip(names, exit_colours(len(names)), strict=True)):
+        t, symbol = table[table.name == n], MARKERS[i % len(MARKERS)]
         own = t.drop_duplicates("exit")
-        fig.add_scatter(x=own.exit.tolist(), y=own.ours.tolist(), name=n, mode="lines+markers", line=dict(color=c), marker=dict(symbol=MARKERS[i % len(MARKERS)], size=9))
+        fig.add_scatter(x=own.exit.tolist(), y=own.ours.tolist(), name=n, mode="lines+markers",
+                        line=dict(color=c), marker=dict(symbol=symbol, size=9))
         for line, p in t.groupby("line", sort=False):
-            fig.add_scatter(x=p.exit.tolist(), y=p.published.tolist(), name=line, mode="lines+markers", line=dict(color=c, dash="dot", width=1),
-                            marker=dict(symbol=f"{MARKERS[i % len(MARKERS)]}-open", size=9))
+            fig.add_scatter(x=p.exit.tolist(), y=p.published.tolist(), name=line, mode="lines+markers",
+                            line=dict(color=c, dash="dot", width=1),
+                            marker=dict(symbol=f"{symbol}-open", size=9))
     return fig.update_xaxes(dtick=1)

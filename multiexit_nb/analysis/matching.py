@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['row_score', 'COSTS', 'RunIndex', 'by_identity', 'Found', 'find', 'own_form', 'form_of', 'cost_of', 'outputs_of',
-           'exit_number', 'budget_mode', 'score_of', 'fill', 'network_numbers', 'fill_costs', 'paper_rows']
+           'exit_number', 'budget_mode', 'score_of', 'fill', 'as_printed', 'network_numbers', 'fill_costs',
+           'paper_rows']
 
 # %% ../../nbs/58_matching.ipynb #c02
 import ast, json, re
@@ -207,26 +208,27 @@ def fill(item: Item, rows, runs, form: Form):
 
 # %% ../../nbs/58_matching.ipynb #network-numbers
 COSTS = ("macs_M", "macs_G", "gflops", "params_M")
-_FROM_COST = dict(macs_M=lambda c: c/1e6, macs_G=lambda c: c/1e9,
-                  gflops=lambda c: 2*round(c/1e9, 2))   # EED doubles the rounded number
+
+def as_printed(metric: str,               # of COSTS
+               cost: int, params: int) -> float:
+    "Our cost or parameters in the unit of a published number; EED doubles the rounded number."
+    return dict(gflops=2*round(cost/1e9, 2), macs_M=cost/1e6, macs_G=cost/1e9, params_M=params/1e6)[metric]
 
 @cache
-def network_numbers(paper: str, model: str, image_size: int) -> tuple[list, float]:
-    "Cost of each exit as a paper counts, and millions of parameters up to the last exit."
+def network_numbers(paper: str, model: str, image_size: int) -> tuple[list, int]:
+    "Cost of each exit as a paper counts, and parameters up to the last exit."
     exits, convention, earlier = papers()[paper].counted
     num_classes = 100 if image_size < 64 else 120 if paper == "mate" else 1000
     with torch.device("meta"):
         net = create_model(model, num_classes, image_size, exits_of(model, exits))
     size = sum(p.numel() for part in (net.backbone.stages, net.heads[-1]) for p in part.parameters())
-    return net.cost(convention, earlier), size/1e6
+    return net.cost(convention, earlier), size
 
 def fill_costs(rows):
     "Published costs and parameters with those of our networks beside."
     def ours(r) -> float:
         costs, size = network_numbers(r.paper, r.model_id, 224 if r.dataset == "224px" else 32)
-        if r.metric == "params_M":
-            return size
-        return _FROM_COST[r.metric](costs[exit_number(r.exit, len(costs)) - 1])
+        return as_printed(r.metric, costs[exit_number(r.exit, len(costs)) - 1], size)
     return rows.assign(ours=[ours(r) for r in rows.itertuples()], ours_std=np.nan, n=0, runs="")
 
 # %% ../../nbs/58_matching.ipynb #paper-rows
