@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['MultiExitOutput', 'OneLine', 'InputError', 'brief', 'did_you_mean', 'unknown', 'check_value', 'Registry',
            'project_root', 'settings', 'pick_device', 'seed_everything', 'rng_state', 'set_rng_state', 'atomic_write',
-           'progress']
+           'progress', 'exit_code']
 
 # %% ../nbs/00_core.ipynb #c02
-import configparser, contextlib, difflib, os, random, secrets, sys
+import configparser, contextlib, difflib, os, random, secrets, sys, weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -253,11 +253,15 @@ def _in_notebook() -> bool:
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     return type(shell).__name__ == "ZMQInteractiveShell"
 
+_bars = weakref.WeakSet()       # that may still be shown
+
 def progress(iterable=None, *, total=None, desc="", unit="it", **kw):
     "A tqdm bar: in a terminal as ever, in a notebook one display that is updated in place."
     from tqdm import tqdm
-    bar = _notebook_bar() if _in_notebook() else tqdm
-    return bar(iterable, total=total, desc=desc, unit=unit, **{"mininterval": 0.5, **kw})
+    kind = _notebook_bar() if _in_notebook() else tqdm
+    bar = kind(iterable, total=total, desc=desc, unit=unit, **{"mininterval": 0.5, **kw})
+    _bars.add(bar)
+    return bar
 
 # %% ../nbs/00_core.ipynb #notebook-bar
 def _notebook_bar():
@@ -280,3 +284,28 @@ def _notebook_bar():
             else:
                 self._shown.update(text, raw=True)
     return NotebookBar
+
+# %% ../nbs/00_core.ipynb #exit-code
+def exit_code(program: Callable[[], int],    # what it does; its own exit code
+              goes_on: str                   # what a person can do who interrupted it
+             ) -> int:
+    "The exit code of a program; what it raises for a person to read is one line."
+    try:
+        return program()
+    except OneLine as e:
+        _end_line()
+        sys.stderr.write(f"{type(e).__name__}: {e}\n")
+        return 1
+    except KeyboardInterrupt:
+        if os.environ.get("RANK", "0") == "0":
+            _end_line(sys.stderr.isatty())
+            sys.stderr.write(f"interrupted: {goes_on}\n")
+        return 130
+
+def _end_line(begun: bool = False):    # is there something on the line besides a bar?
+    "Let what comes next stand on a line of its own."
+    bars = [bar for bar in _bars if not bar.disable]
+    for bar in bars:
+        bar.close()
+    if begun and not bars:
+        sys.stderr.write("\n")

@@ -55,7 +55,8 @@ class Run:
         meant = as_meant(p.get("method", ""), p.get("preset", "default"), given, changes)
         options = p.get("model_args", {})
         network = options_as_meant(p.get("model", ""), options, self.about.get("image_size", 0), changes)
-        new = ({"method_args": meant} if meant != given else {}) | ({"model_args": network} if network != options else {})
+        new = {"method_args": meant} if meant != given else {}
+        new |= {"model_args": network} if network != options else {}
         return {**p, **new} if new else p
 
     @cached_property
@@ -108,7 +109,8 @@ def create(cls: Run, parameters: dict, id: str = "", folder=None, **about) -> Ru
         return Run(Path(of_first(None)))       # the first process makes it
     base = _runs_folder(folder)
     first = id or _new_id(parameters)
-    new = _new_folder(base, dict(record=RECORD, changes=CHANGES, parameters=parameters, **about, **provenance()))
+    record = dict(record=RECORD, changes=CHANGES, parameters=parameters)
+    new = _new_folder(base, record | about | provenance())
     for name in [first] if id else [first, *(f"{first}-{i}" for i in range(2, 1000))]:
         if _named(new, base/name):
             run = Run(Path(of_first(str(base/name))))

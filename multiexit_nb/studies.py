@@ -8,15 +8,17 @@ __all__ = ['Question', 'Study', 'studies_folder', 'list_studies', 'read_study', 
            'by_exit', 'paired_by_exit', 'plot_paired', 'bring', 'run_study', 'folder_of', 'main']
 
 # %% ../nbs/67_studies.ipynb #c02
-import json, math, os, sys
+import contextlib, json, math, os, signal, sys, threading
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
 
 from .analysis.statistics import holm, paired_p
-from .core import InputError, OneLine, atomic_write, check_value, progress, project_root
+from .core import InputError, atomic_write, check_value, exit_code, progress, project_root
 from .core import settings, unknown
 from .experiment import run_experiment
 from .parameters import Param, parameters_of, read_yaml
@@ -324,16 +326,39 @@ def bring(cell: Cell, folder: Path) -> str:
     run_experiment(p, set(p), bar=False)
     return cell.id
 
+# %% ../nbs/67_studies.ipynb #run-study
 def run_study(study: Study, folder: Path, workers: int = 1):
     "Run what is missing of a study, some runs at a time, each by one thread."
-    from concurrent.futures import ProcessPoolExecutor
-    from multiprocessing import get_context
     os.environ["OMP_NUM_THREADS"] = "1"
     missing = [c for c in study.cells if not Run(folder/c.id).finished]
-    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-        waiting = [pool.submit(bring, c, folder) for c in missing]
-        for done in progress(waiting, desc=study.name, unit="run"):
-            done.result()
+    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_stoppable) as pool:
+        try:
+            with _deaf():
+                waiting = [pool.submit(bring, c, folder) for c in missing]
+            for done in progress(waiting, desc=study.name, unit="run"):
+                done.result()
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for child in active_children():
+                child.terminate()
+            raise
+
+# %% ../nbs/67_studies.ipynb #stoppable
+def _stoppable():
+    "In a worker: SIGTERM ends what it is at; the pool then ends the worker."
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+
+@contextlib.contextmanager
+def _deaf():
+    "Processes started here do not hear Ctrl-C: who started them does, and ends them."
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 # %% ../nbs/67_studies.ipynb #program
 def folder_of(study: Study) -> Path:
@@ -352,19 +377,14 @@ def _program(argv: list[str] | None):
 # %% ../nbs/67_studies.ipynb #main
 def main(argv: list[str] | None = None) -> int:
     "The program: 0 if all is finished, 1 if not or for wrong input (one line), 130 if interrupted."
-    a = _program(argv)
-    try:
-        study = read_study(a.study)
-        folder = Path(a.folder).resolve() if a.folder else folder_of(study)
-        if not a.list:
-            run_study(study, folder, a.workers)
-            sys.stdout.write(f"{collect(study, folder)}\n")
-    except (InputError, OneLine) as e:
-        sys.stderr.write(f"{type(e).__name__}: {e}\n")
-        return 1
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted: the same command goes on from the checkpoints\n")
-        return 130
+    return exit_code(lambda: _main(_program(argv)), "the same command goes on from the checkpoints")
+
+def _main(a) -> int:
+    study = read_study(a.study)
+    folder = Path(a.folder).resolve() if a.folder else folder_of(study)
+    if not a.list:
+        run_study(study, folder, a.workers)
+        sys.stdout.write(f"{collect(study, folder)}\n")
     done = sum(Run(folder/c.id).finished for c in study.cells)
     sys.stdout.write(f"{study.name}: {done} of {len(study.cells)} runs finished\n")
     return 0 if done == len(study.cells) else 1

@@ -14,7 +14,7 @@ import torch
 from fastcore.basics import patch
 
 from . import experiment
-from .core import InputError, OneLine, project_root, settings
+from .core import InputError, exit_code, project_root, settings
 from .grid import STATES, Cell, RunsFolder, cells, read_grid
 from .workers import cluster_pool, local_pool, seat_env
 
@@ -228,8 +228,8 @@ def _shown(value):
     return value if isinstance(value, int | float | str) else json.dumps(value, default=str)
 
 # %% ../nbs/47_sweep.ipynb #decided
-_ALIKE = ("dataset", "image_size", "model", "model_args", "exits", "batch_size", "device", "precision",
-          "channels_last", "compile")
+_ALIKE = ("dataset", "image_size", "model", "model_args", "batch_size", "device",
+          "precision", "channels_last", "compile")
 
 @patch
 def decided(self: Sweep, cell: Cell) -> dict | None:
@@ -243,8 +243,7 @@ def decided(self: Sweep, cell: Cell) -> dict | None:
         with contextlib.suppress(InputError):
             if found := self.runs.run(c).about.get("decided"):
                 return {n: found[n] for n in ("precision", "channels_last", "threads") if n in found}
-    measured = "auto" in [cell.parameters.get(k, "auto") for k in ("precision", "channels_last")]
-    return None if measured and any(c.id in self.running for c in others) else {}
+    return None if any(c.id in self.running for c in others) else {}
 
 def taken_over(decided: dict) -> tuple[dict, dict]:
     "Parameters and environment of a run that shall be as fast, and as precise, as another."
@@ -397,14 +396,7 @@ def arguments(argv: list[str] | None):
 # %% ../nbs/47_sweep.ipynb #main
 def main(argv: list[str] | None = None) -> int:
     "The program: 0 if all is finished, 1 if not or for wrong input (one line), 130 if interrupted."
-    try:
-        return _main(arguments(argv))
-    except (InputError, OneLine) as e:
-        sys.stderr.write(f"{type(e).__name__}: {e}\n")
-        return 1
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted: the same command goes on from the checkpoints\n")
-        return 130
+    return exit_code(lambda: _main(arguments(argv)), "the same command goes on from the checkpoints")
 
 def _main(a) -> int:
     given = {name: experiment.parameter(name).read(text) for name, text in a.p}

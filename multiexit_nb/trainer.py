@@ -8,7 +8,7 @@ __all__ = ['arguments', 'parameters_text', 'main', 'Recipe', 'list_recipes', 'tr
 # %% ../nbs/48_trainer.ipynb #c02
 import argparse, sys
 
-from .core import InputError, OneLine, check_value
+from .core import check_value, exit_code
 from .experiment import PARAMETERS, check_parameters, parameter, run_experiment
 from .parameters import read_yaml
 from .processes import rank_and_size
@@ -45,14 +45,11 @@ def parameters_text() -> str:
 # %% ../nbs/48_trainer.ipynb #main
 def main(argv: list[str] | None = None) -> int:
     "The program: its exit code."
-    try:
-        run = run_experiment(*arguments(sys.argv[1:] if argv is None else argv))
-    except (InputError, OneLine) as e:
-        print(f"{type(e).__name__}: {e}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted: `-p resume ID` goes on after the last finished epoch", file=sys.stderr)
-        return 130
+    given = sys.argv[1:] if argv is None else argv
+    return exit_code(lambda: _main(given), "`-p resume ID` goes on after the last finished epoch")
+
+def _main(argv: list[str]) -> int:
+    run = run_experiment(*arguments(argv))
     if rank_and_size()[0] == 0:
         print(f"{run.note()} Everything is in {run.where}.")
     return 0

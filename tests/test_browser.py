@@ -46,7 +46,7 @@ def labs(tmp_path_factory, lab_server):
     "The two labs, a kernel for each theme, with two finished runs."
     runs = tmp_path_factory.mktemp("runs")
     for method in ("branchynet", "eed"):
-        make_run(runs, epochs=3, images_per_class=60, method=method)
+        make_run(runs, epochs=3, images_per_class=0, lr=0.05, method=method)
     return lab_server(runs, *(ROOT/"nbs"/"labs"/f"{name}.ipynb" for name in ("rdm", "confusion")))
 
 

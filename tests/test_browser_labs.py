@@ -108,15 +108,15 @@ DRAWN = """(() => { const all = [...document.querySelectorAll('.mx-figure')].fil
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n != "train"])
 def test_every_figure_is_drawn_on_a_busy_machine(labs, name, busy):
-    "A browser with a third of its speed, beside two busy processes: all that can be seen has its lines."
-    with lab_at(labs, name, slow=3) as (page, errors, elsewhere):
+    "A browser with a sixth of its speed, beside two busy processes: all that can be seen has its lines."
+    with lab_at(labs, name, slow=6) as (page, errors, elsewhere):
         page.wait_for_function(DRAWN, timeout=180_000)
     assert not errors and not elsewhere
 
 
 def test_a_figure_follows_its_kernel_from_the_first_change_on(labs, busy):
     "A training that has long begun when the page is at last ready: what it learned before is drawn too."
-    with lab_at(labs, "train", slow=3) as (page, errors, elsewhere):
+    with lab_at(labs, "train", slow=6) as (page, errors, elsewhere):
         page.wait_for_selector("button:has-text('Start'):not([disabled])", timeout=120_000)
         page.locator(".widget-text:has-text('epochs') input").first.fill("3")
         page.keyboard.press("Tab")

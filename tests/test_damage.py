@@ -1,6 +1,8 @@
 """Damaged, swapped and deleted files of a run: each reading gives what was written, or one line."""
+import contextlib
 import json
 import os
+import pty
 import random
 import shutil
 import signal
@@ -13,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from faults import tell
 from lab_page import until
 
 from multiexit_nb import experiment, files
@@ -20,8 +23,9 @@ from multiexit_nb.core import InputError, atomic_write
 from multiexit_nb.runs import Run, damaged_runs, list_runs, whole_runs
 from multiexit_nb.training import load_checkpoint
 
-PARAMETERS = dict(dataset="digits", images_per_class=14, model="tiny", exits="sepconv", method="mate", epochs=3,
-                  batch_size=64, precision="fp32", channels_last="false", device="cpu")
+PARAMETERS = dict(dataset="digits", images_per_class=14, model="tiny", exits="sepconv", method="mate",
+                  epochs=3, batch_size=64, precision="fp32", channels_last="false", device="cpu")
+ROOT = Path(__file__).resolve().parent.parent
 FILES = ("params.json", "history.csv", "result.json", "events.csv", "checkpoint.pt", "weights.safetensors",
          "outputs.safetensors", "manifest.json")
 
@@ -130,25 +134,39 @@ def asked(question, path: Path) -> tuple[str, object]:
         return "line", str(e)
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_a_damaged_file_gives_what_was_written_or_one_line(name, whole, tmp_path, record_property):
+def damage_and_ask(name: str, fault: str, whole, folder: Path) -> Counter:
+    "What every question to a run with this fault in this file answers: as written, or one line."
     mine, other = whole
-    right = {q: asked(ask, mine) for q, ask in QUESTIONS.items()}
-    assert all(kind == "answer" for kind, _ in right.values())
+    copy = folder/fault/mine.name
+    shutil.copytree(mine, copy)
+    FAULTS[fault](copy/name, other/name)
     counts = Counter()
-    for fault, damage in FAULTS.items():
-        copy = tmp_path/f"{fault}"/mine.name
-        shutil.copytree(mine, copy)
-        damage(copy/name, other/name)
-        told = 0
-        for q, ask in QUESTIONS.items():
-            kind, answer = asked(ask, copy)
-            assert kind == "line" or answer == right[q][1], f"{fault} of {name}: {q} gives another answer"
-            assert kind == "answer" or "\n" not in answer and len(answer) < 500
-            counts[kind] += 1
-            told += kind == "line"
-        assert told or name == "manifest.json", f"{fault} of {name}: nothing tells"
-    record_property("outcomes", dict(counts))
+    for q, ask in QUESTIONS.items():
+        kind, answer = asked(ask, copy)
+        assert kind == "line" or answer == asked(ask, mine)[1], f"{fault} of {name}: {q} gives another answer"
+        assert kind == "answer" or "\n" not in answer and len(answer) < 500
+        counts["as written" if kind == "answer" else "one line"] += 1
+    assert counts["one line"] or name == "manifest.json", f"{fault} of {name}: nothing tells"
+    return counts
+
+
+def test_every_question_to_a_whole_run_is_answered(whole):
+    assert {asked(ask, whole[0])[0] for ask in QUESTIONS.values()} == {"answer"}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_damaged_file_gives_what_was_written_or_one_line(name, whole, tmp_path):
+    for fault in ("truncate", "swap", "flip at 0.5"):
+        damage_and_ask(name, fault, whole, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", FAULTS)
+def test_every_file_and_fault(fault, whole, tmp_path):
+    counts = Counter()
+    for name in FILES:
+        counts += damage_and_ask(name, fault, whole, tmp_path/name)
+    tell(f"a file of a run: {fault.partition(' ')[0]}", counts)
 
 
 def test_a_run_without_a_manifest_loads_as_before(whole, tmp_path):
@@ -303,7 +321,8 @@ def test_a_write_that_fails_leaves_nothing(tmp_path):
 
 def python(code: str, **env) -> subprocess.Popen:
     command = [sys.executable, "-c", textwrap.dedent(code)]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parent.parent, env={**os.environ, **env})
+    piped = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, cwd=ROOT, env={**os.environ, **env}, **piped)
 
 
 def test_a_run_that_another_program_writes_is_not_gone_on_with():
@@ -374,7 +393,8 @@ def test_a_finished_run_is_not_written_again(whole, tmp_path):
     (mine/"checkpoint.pt").unlink()
     with pytest.raises(InputError, match="checkpoint"):
         experiment.run_experiment({**PARAMETERS, "resume": "mine"}, {"resume"}, bar=False)
-    assert {f.name: f.read_bytes() for f in mine.iterdir()} == {k: v for k, v in before.items() if k != "checkpoint.pt"}
+    del before["checkpoint.pt"]
+    assert {f.name: f.read_bytes() for f in mine.iterdir()} == before
 
 
 def test_who_opens_a_finished_run_replaces_nothing_of_its_report(whole, tmp_path):
@@ -443,46 +463,123 @@ def unfinished(whole, tmp_path) -> Run:
 
 # ---- killed and interrupted ----
 
-TRAININGS = dict(plain=dict(method="mate"), phases=dict(method="imta"), hdkd=dict(method="hdkd", images_per_class=40),
+TRAININGS = dict(plain=dict(method="mate"), phases=dict(method="imta"),
+                 hdkd=dict(method="hdkd", images_per_class=40),
                  unlabelled=dict(method="dbt", images_per_class=20))
+TORCHRUN = ["torch.distributed.run", "--nproc_per_node", "1", "--rdzv_backend", "c10d",
+            "--rdzv_endpoint", "127.0.0.1:0", "-m"]
 
 
-def program(folder: Path, *arguments) -> subprocess.Popen:
-    "The command line, which hears Ctrl-C also where a shell started these tests in the background."
+def heard():
+    "Let a program hear Ctrl-C also where a shell started these tests in the background."
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def program(folder: Path, *arguments, by=(), **kw) -> subprocess.Popen:
+    "The command line; a new run has PARAMETERS before the arguments."
     given = [x for k, v in PARAMETERS.items() for x in ("-p", k, str(v))] if "resume" not in arguments else []
-    command = [sys.executable, "-m", "multiexit_nb.trainer", *given, *map(str, arguments)]
-    return subprocess.Popen(command, cwd=Path(__file__).parent.parent, env={**os.environ, "MULTIEXIT_RUNS": str(folder)},
-                            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-                            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    command = [sys.executable, "-m", *by, "multiexit_nb.trainer", *given, *map(str, arguments)]
+    piped = dict(stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) | kw
+    env = {**os.environ, "MULTIEXIT_RUNS": str(folder)}
+    return subprocess.Popen(command, cwd=ROOT, env=env, preexec_fn=heard, **piped)
 
 
-@pytest.mark.slow
+GOES_ON = "interrupted: `-p resume ID` goes on after the last finished epoch"
+
+
 def test_ctrl_c_ends_in_one_line_and_130_and_goes_on(tmp_path):
-    p = program(tmp_path, "-p", "run_id", "mine", "-p", "epochs", 200)
+    p = program(tmp_path, "-p", "run_id", "mine", "-p", "epochs", 2000)
     until(lambda: (tmp_path/"mine"/"history.csv").exists())
     p.send_signal(signal.SIGINT)
     _, err = p.communicate(timeout=60)
-    assert p.returncode == 130 and err.count("interrupted: `-p resume") == 1 and "Traceback" not in err
+    assert p.returncode == 130 and "Traceback" not in err
+    assert err.endswith(f"\n{GOES_ON}\n") and err.count(GOES_ON) == 1, "on a line of its own"
     Run.load(tmp_path/"mine").check_resume()
+    tell("Ctrl-C: multiexit-train", {"one line and exit code 130": 1})
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_a_terminal_does_not_stand_behind_the_bar(tmp_path):
+    mine, its = pty.openpty()
+    p = program(tmp_path, "-p", "run_id", "mine", "-p", "epochs", 2000, stdin=its, stdout=its, stderr=its,
+                start_new_session=True)
+    os.close(its)
+    until(lambda: (tmp_path/"mine"/"history.csv").exists())
+    p.send_signal(signal.SIGINT)
+    shown = b""
+    with contextlib.suppress(OSError):       # the terminal ends with its program
+        while more := os.read(mine, 65536):
+            shown += more
+    os.close(mine)
+    assert p.wait(timeout=60) == 130 and shown.decode().endswith(f"\n{GOES_ON}\r\n")
+    tell("Ctrl-C: multiexit-train in a terminal", {"one line and exit code 130": 1})
+
+
+@pytest.mark.slow
+def test_ctrl_c_at_a_process_of_torchrun(tmp_path):
+    import psutil
+    p = program(tmp_path, "-p", "run_id", "mine", "-p", "epochs", 2000, by=TORCHRUN)
+    until(lambda: (tmp_path/"mine"/"history.csv").exists())
+    child, = psutil.Process(p.pid).children()
+    child.send_signal(signal.SIGINT)
+    _, err = p.communicate(timeout=60)
+    assert err.count(f"\n{GOES_ON}\n") == 1 and "KeyboardInterrupt" not in err
+    assert "exitcode  : 130" in err
+    tell("Ctrl-C: a process of torchrun", {"one line and exit code 130": 1})
+
+
+STUDY = """
+about: A try.
+sweep:
+  base: {dataset: digits, images_per_class: 20, model: tiny, epochs: 900, batch_size: 64, precision: fp32}
+  runs: [{name: mate, method: mate}, {name: exit-wise, method: branchynet}]
+  grid: {seed: [0]}
+splits: seed
+questions:
+  - {claim: MATE-1, arm: mate, against: exit-wise, exit: 1, expect: higher, interest: 200}
+"""
+
+
+@pytest.mark.slow
+def test_ctrl_c_at_a_study_and_its_workers(tmp_path):
+    "A terminal sends it to all of them."
+    import psutil
+    (tmp_path/"small.yaml").write_text(STUDY)
+    code = "import sys; from multiexit_nb.studies import main; sys.exit(main())"
+    piped = dict(stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    p = subprocess.Popen([sys.executable, "-c", code, tmp_path/"small.yaml"], cwd=ROOT, **piped,
+                         preexec_fn=heard, start_new_session=True)
+    until(lambda: len(list((tmp_path/"runs").glob("study-*/*/history.csv"))) == 2)
+    family = psutil.Process(p.pid).children(recursive=True)
+    os.killpg(p.pid, signal.SIGINT)
+    _, err = p.communicate(timeout=60)
+    _, alive = psutil.wait_procs(family, timeout=20)
+    assert p.returncode == 130 and "Traceback" not in err and not alive
+    assert err.endswith("\ninterrupted: the same command goes on from the checkpoints\n")
+    tell("Ctrl-C: multiexit-study", {"one line and exit code 130": 1})
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", TRAININGS)
-def test_killed_at_any_point_and_gone_on_gives_the_same_weights(kind, tmp_path, record_property):
+def test_killed_at_any_point_and_gone_on_gives_the_same_weights(kind, tmp_path):
     "KILLS (25 for each kind of training) times kill -9 at random points of the real program."
     rng, given = random.Random(kind), [x for k, v in TRAININGS[kind].items() for x in ("-p", k, v)]
-    straight = program(tmp_path/"straight", *given, "-p", "run_id", "mine", "-p", "epochs", 6)
+    given += ["-p", "run_id", "mine", "-p", "epochs", 6]
+    straight = program(tmp_path/"straight", *given)
     assert straight.wait(timeout=300) == 0, straight.stderr.read()
     right = Run.load(tmp_path/"straight"/"mine").weights()
     kills, rounds = 0, 0
     while kills < int(os.environ.get("KILLS", "25")):
         folder, rounds = tmp_path/f"round {rounds}", rounds + 1
         checkpoint = folder/"mine"/"checkpoint.pt"
-        p = program(folder, *given, "-p", "run_id", "mine", "-p", "epochs", 6)
+
+        def written(f=checkpoint):
+            return f.stat().st_mtime_ns if f.exists() else 0
+        p = program(folder, *given)
         for _ in range(3):
-            before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
-            until(lambda p=p, was=before, f=checkpoint: p.poll() is not None or f.exists() and f.stat().st_mtime_ns != was)
-            time.sleep(rng.uniform(0, 0.5))        # somewhere in the next epochs, or in what comes after the last
+            before = written()
+            until(lambda p=p, was=before, now=written: p.poll() is not None or now() != was)
+            time.sleep(rng.uniform(0, 0.5))        # somewhere in the next epochs, or after the last
             p.kill()
             kills += p.wait() == -signal.SIGKILL
             p = program(folder, "-p", "resume", "mine")
@@ -491,4 +588,4 @@ def test_killed_at_any_point_and_gone_on_gives_the_same_weights(kind, tmp_path, 
         assert p.returncode == 0 and again.finished, err
         assert not list(again.path.glob(".*.tmp"))
         assert all(torch.equal(v, right[k]) for k, v in again.weights().items())
-    record_property("kills", kills)
+    tell(f"kill -9 of a training ({kind})", {"goes on, bit for bit": kills})

@@ -5,6 +5,7 @@ from collections import Counter
 
 import pytest
 import yaml
+from faults import tell as tell_all
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from papermill.cli import _resolve_type
@@ -183,5 +184,7 @@ def test_counts(record_testsuite_property):
     for (road, what), n in sorted(COUNTS.items()):
         record_testsuite_property(f"{road}: {what}", n)
         print(f"{road:13} {n:5}  {what}")
+    for road in sorted({road for road, _ in COUNTS}):
+        tell_all(f"a random set of parameters ({road})", {w: n for (r, w), n in COUNTS.items() if r == road})
     trained = sum(n for (_, what), n in COUNTS.items() if what == "trained")
     assert not COUNTS or sum(COUNTS.values()) >= 500 and trained >= 50

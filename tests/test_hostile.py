@@ -1,4 +1,4 @@
-"""A stranger's run: its strings are shown letter by letter, nothing is executed, nothing outside is written."""
+"""A stranger's run: its strings are shown letter by letter, nothing is executed or written outside."""
 import html.parser
 import json
 import pickle
@@ -17,8 +17,9 @@ from multiexit_nb.training import load_checkpoint
 
 HOSTILE = ["<img src=x onerror=alert(1)>", "<script>alert(1)</script>", "[x](javascript:alert(1))",
            "![x](http://x.org/y.png)", "$\\href{javascript:alert(1)}{x}$", "\\(x\\)", "\\\\(x\\\\)", "`<b>`",
-           "a\n\n<script>", "| a | b |", "# heading", "1. list", "- list", "> quoted", "&lt;b&gt;", "<!--", "{{7*7}}",
-           "https://x.org www.x.org a@x.org", "\u202eexe.gnp", "\x1b[31m", "%(x)s", "~~x~~ **x** _x_ __x__",
+           "a\n\n<script>", "| a | b |", "# heading", "1. list", "- list", "> quoted", "&lt;b&gt;", "<!--",
+           "{{7*7}}", "https://x.org www.x.org a@x.org", "\u202eexe.gnp",
+           "\x1b[31m", "%(x)s", "~~x~~ **x** _x_ __x__",
            "</code><script>", '" onmouseover="alert(1)']
 
 
@@ -45,8 +46,9 @@ def rendered(markdown: str) -> Tags:
 @pytest.mark.parametrize("given_text", HOSTILE)
 def test_markdown_shows_a_text_letter_by_letter(given_text):
     shown = text.markdown(given_text)
-    for page, allowed in ((rendered(shown), {"p"}), (rendered(f"**{shown}**"), {"p", "strong"}),
-                          (rendered(text.code(given_text)), {"p", "code"}), (Tags(text.html(given_text)), set())):
+    pages = [(rendered(shown), {"p"}), (rendered(f"**{shown}**"), {"p", "strong"}),
+             (rendered(text.code(given_text)), {"p", "code"}), (Tags(text.html(given_text)), set())]
+    for page, allowed in pages:
         assert page.tags <= allowed and page.text.strip() == text.one_line(given_text)
 
 
@@ -66,7 +68,8 @@ def hostile_run(folder: Path, **more) -> Run:
     bad = HOSTILE[0]
     p = dict(dataset=bad, model=bad, exits=bad, method=bad, preset=bad, epochs=1, seed=0,
              model_args={bad: bad}, method_args={bad: [bad]})
-    about = dict(parameters=p | more, started=bad, commit=bad, decided=dict(why=bad), num_classes=10, image_size=32)
+    about = dict(parameters=p | more, started=bad, commit=bad, decided=dict(why=bad), num_classes=10,
+                 image_size=32)
     (folder/"bad").mkdir(parents=True)
     (folder/"bad"/"params.json").write_text(json.dumps(about))
     return Run(folder/"bad")

@@ -364,3 +364,16 @@ def test_demo_run_is_the_newest_finished_one(runs):
     assert widgets.run_picker().value == widgets.demo_run() and widgets.run_picker(several=True).value == (
         widgets.demo_run(),
     )
+
+
+def test_plotly_travels_once_and_a_figure_asks_for_what_it_is(monkeypatch):
+    "A figure that carried plotly.js itself was ready too late on a busy machine, and stayed white."
+    first, second = lab_figures.figure_view(figure("one")), lab_figures.figure_view(figure("two"))
+    assert len(first.get_state()["_esm"]) < 5000 and first._plotly is second._plotly
+    lab_figures.redraw(first, figure("now").add_bar(y=[5]))
+    sent = []
+    monkeypatch.setattr(type(first), "_send", lambda self, msg, buffers=None: sent.append(msg))
+    first._handle_custom_msg("now", [])
+    assert [m["method"] for m in sent] == ["update", "custom"]
+    state = sent[0]["state"]
+    assert state["_widget_layout"]["title"]["text"] == "now" and len(state["_widget_data"]) == 1

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 # run through papermill by tests of their own, as are labs/ and papers/
-ELSEWHERE = {"train", "sweep", "report", "benchmark", "study"}
+ELSEWHERE = {"train", "sweep", "report", "benchmark", "study", "faults"}
 PROJECT = "[tool.nbdev]\nlib_path = 'x'\nnbs_path = '.'\n[project]\nname = 'x'\n"
 FLAGS = tomllib.loads((ROOT/"pyproject.toml").read_text())["tool"]["nbdev"]["tst_flags"]
 

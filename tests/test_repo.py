@@ -31,7 +31,7 @@ from project import (
 PYPROJECT = tomllib.loads((ROOT/"pyproject.toml").read_text())
 VERSION = re.search(r'__version__ = "(.+?)"', (ROOT/"multiexit_nb"/"__init__.py").read_text())[1]
 # notebooks run by papermill; with labs/ they keep no outputs
-BATCH = {"train", "sweep", "report", "benchmark", "study"}
+BATCH = {"train", "sweep", "report", "benchmark", "study", "faults"}
 
 
 # ---------------------------------------------------------------- the notebooks are the only source

@@ -14,8 +14,8 @@ from multiexit_nb.data import load_dataset
 from multiexit_nb.methods import describe_method, list_methods
 from multiexit_nb.runs import Run, list_runs, published, published_for, tidy
 
-TINY = dict(dataset="digits", images_per_class=14, model="tiny", exits="sepconv", method="mate", epochs=2, batch_size=64, precision="fp32",
-            channels_last="false")
+TINY = dict(dataset="digits", images_per_class=14, model="tiny", exits="sepconv", method="mate", epochs=2,
+            batch_size=64, precision="fp32", channels_last="false")
 
 
 def finished(**kw):
@@ -33,21 +33,25 @@ def test_a_run_answers_without_training():
     again = Run.load(run.id)
     assert again.finished and again.parameters["method"] == "mate" and again.parameters["lr"] == 0.1
     about = json.loads((run.path/"params.json").read_text())
-    assert set(about) >= {"parameters", "versions", "commit", "started", "device", "decided"} and about["decided"]["precision"] == "fp32"
+    assert set(about) >= {"parameters", "versions", "commit", "started", "device", "decided"}
+    assert about["decided"]["precision"] == "fp32"
     out = again.outputs()
     assert out.logits.shape == (4, len(data.test), 10) and torch.equal(out.labels, data.test.labels)
     x, _ = next(data.test.batches(len(data.test)))
-    with torch.no_grad(): z = again.model()(x).logits
+    with torch.no_grad():
+        z = again.model()(x).logits
     assert torch.allclose(z, out.logits, atol=0.05)      # float16
     assert again.outputs("val").labels.tolist() == data.val.labels.tolist()
-    with pytest.raises(InputError, match="split='train'"): again.outputs("train")
+    with pytest.raises(InputError, match="split='train'"):
+        again.outputs("train")
     acc = 100*(z.argmax(-1) == data.test.labels).float().mean(1)
     assert again.result["test"]["top1"] == pytest.approx(acc.tolist(), abs=0.5)
     h = again.history
-    assert list(h.columns) == ["epoch", "split", "exit", "metric", "value"] and set(h.epoch) == {1, 2} and set(h.split) == {"train", "val"}
+    assert list(h.columns) == ["epoch", "split", "exit", "metric", "value"]
+    assert set(h.epoch) == {1, 2} and set(h.split) == {"train", "val"}
     assert h[(h.metric == "weights/1") & (h.epoch == 2)].exit.tolist() == [1, 2, 3, 4]
     rows = list_runs()
-    assert rows.run.tolist() == [run.id] and rows.state.tolist() == ["finished"] and rows.method.tolist() == ["mate"]
+    assert rows[["run", "state", "method"]].values.tolist() == [[run.id, "finished", "mate"]]
 
 
 def test_the_data_of_a_run_are_those_it_was_trained_on():
@@ -71,7 +75,8 @@ def test_a_finished_run_is_not_scored_again():
 def test_nothing_half_written_counts_as_finished():
     run, _, _ = finished()
     (run.path/"outputs.safetensors").write_bytes(b"\x10")
-    with pytest.raises(InputError, match="outputs.safetensors is damaged"): run.outputs()
+    with pytest.raises(InputError, match="outputs.safetensors is damaged"):
+        run.outputs()
     again, whole = Run.load(run.id), (run.path/"result.json").read_bytes()
     (run.path/"result.json").unlink()
     with pytest.raises(InputError, match="result.json is damaged: it is missing"):
@@ -87,13 +92,18 @@ def test_nothing_half_written_counts_as_finished():
 
 def test_runs_that_cannot_be(tmp_path, monkeypatch):
     Run.create({}, "mine")
-    with pytest.raises(InputError, match="'mine' exists"): Run.create({}, "mine")
-    with pytest.raises(InputError, match="run_id"): Run.create({}, "../escape")
-    with pytest.raises(InputError, match="unknown run 'mein'. Did you mean 'mine'"): Run.load("mein")
+    with pytest.raises(InputError, match="'mine' exists"):
+        Run.create({}, "mine")
+    with pytest.raises(InputError, match="run_id"):
+        Run.create({}, "../escape")
+    with pytest.raises(InputError, match="unknown run 'mein'. Did you mean 'mine'"):
+        Run.load("mein")
     (tmp_path/"file").write_text("")
     monkeypatch.setenv("MULTIEXIT_RUNS", str(tmp_path/"file"/"runs"))
-    with pytest.raises(InputError, match="cannot write"): Run.create({})
-    with pytest.raises(InputError, match="cannot write into"): experiment.prepare(TINY, set(TINY))
+    with pytest.raises(InputError, match="cannot write"):
+        Run.create({})
+    with pytest.raises(InputError, match="cannot write into"):
+        experiment.prepare(TINY, set(TINY))
 
 
 def test_tidy_skips_exits_without_a_teacher():
@@ -104,12 +114,15 @@ def test_tidy_skips_exits_without_a_teacher():
 def test_published_tables_are_whole():
     df = published()
     assert set(df.paper) == {"eed", "mate", "dbt", "hdkd", "dih"} and len(df) > 1000
-    assert published("mate", "2").query("model_id == 'resnet18' and method_id == 'mate'").value.tolist() == [76.18, 78.88, 81.33, 82.19]
-    with pytest.raises(InputError, match="unknown table of mate: '77'"): published("mate", "77")
+    mate = published("mate", "2").query("model_id == 'resnet18' and method_id == 'mate'")
+    assert mate.value.tolist() == [76.18, 78.88, 81.33, 82.19]
+    with pytest.raises(InputError, match="unknown table of mate: '77'"):
+        published("mate", "77")
     beside = published_for("cifar100", "vgg19", "eed", 4)
     assert "EED Table I, eed(KL, beta=0), top1" in beside and beside.index.tolist() == [1, 2, 3, 4]
     assert len(published_for("digits", "tiny", "mate", 4)) == 0
-    assert "DBT Table 2" in " ".join(published_for("cifar100", "msdnet_dbt_cifar", "dbt", 11, images_per_class=150).columns)
+    few = published_for("cifar100", "msdnet_dbt_cifar", "dbt", 11, images_per_class=150)
+    assert "DBT Table 2" in " ".join(few.columns)
 
 
 # ---- parameters (more in test_parameters.py) ----
@@ -128,7 +141,8 @@ def test_every_method_passes_the_check_and_starts(method, teacher):
     p = {**TINY, "method": method, "exits": "sepconv", "images_per_class": 20}
     if "teacher" in describe_method(method).index:
         p["exits"] = "none"
-        with pytest.raises(InputError, match=f"{method} needs a teacher"): experiment.prepare(p, set(p))
+        with pytest.raises(InputError, match=f"{method} needs a teacher"):
+            experiment.prepare(p, set(p))
         shutil.copytree(teacher, Path(experiment.settings()["runs"])/teacher.name)
         p["method_args"] = {"teacher": teacher.name}
     e = experiment.prepare(p, set(p))
@@ -141,7 +155,8 @@ def test_resume_takes_the_runs_own_parameters():
     run, _, _ = finished(run_id="first")
     e = experiment.prepare({**TINY, "method": "mate", "resume": "first"}, {"resume"})
     assert e.recipe.epochs == 2 and e.run.path == run.path
-    with pytest.raises(InputError, match="started with lr=0.1, not 0.2: leave lr out"): experiment.prepare({**TINY, "lr": 0.2, "resume": "first"}, {"resume", "lr"})
+    with pytest.raises(InputError, match="started with lr=0.1, not 0.2: leave lr out"):
+        experiment.prepare({**TINY, "lr": 0.2, "resume": "first"}, {"resume", "lr"})
 
 
 # ---- trackers ----
@@ -149,7 +164,8 @@ def test_resume_takes_the_runs_own_parameters():
 def told(run):
     "What TensorBoard shows of a run: tag -> {epoch: value}."
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-    events = EventAccumulator(str(run.path/"tensorboard")); events.Reload()
+    events = EventAccumulator(str(run.path/"tensorboard"))
+    events.Reload()
     return {tag: {e.step: e.value for e in events.Scalars(tag)} for tag in events.Tags()["scalars"]}
 
 
@@ -162,8 +178,10 @@ def test_tensorboard_shows_the_history_also_after_a_resume(monkeypatch):
     shown, h = told(run), run.history
     for split, exit, metric in (("val", 2, "top1"), ("train", 4, "top1"), ("val", 3, "weights/1")):
         rows = h[(h.split == split) & (h.exit == exit) & (h.metric == metric)]
-        assert shown[f"{split}_{metric}/exit_{exit}"] == pytest.approx(dict(zip(rows.epoch, rows.value, strict=True)), rel=1e-5) and len(rows) == 3
-    assert shown["train_loss/ce"].keys() == {1, 2, 3} and shown["test_top1/exit_4"][3] == pytest.approx(run.result["test"]["top1"][3], rel=1e-5)
+        values = dict(zip(rows.epoch, rows.value, strict=True))
+        assert len(rows) == 3 and shown[f"{split}_{metric}/exit_{exit}"] == pytest.approx(values, rel=1e-5)
+    assert shown["train_loss/ce"].keys() == {1, 2, 3}
+    assert shown["test_top1/exit_4"][3] == pytest.approx(run.result["test"]["top1"][3], rel=1e-5)
 
 
 def test_any_tracker_of_accelerate_and_one_that_fails(monkeypatch):
@@ -171,25 +189,39 @@ def test_any_tracker_of_accelerate_and_one_that_fails(monkeypatch):
     seen = []
 
     class Mine(tracking.GeneralTracker):
-        name, requires_logging_directory = "mine", False
-        def __init__(self, project, colour="red"): super().__init__(); self.project = project; seen.append(("start", project, colour))
+        name = "mine"
+        requires_logging_directory = False
         tracker = property(lambda self: self)
-        def store_init_configuration(self, values): seen.append(("config", values["method"], values["milestones"]))
+
+        def __init__(self, project, colour="red"):
+            super().__init__()
+            self.project = project
+            seen.append(("start", project, colour))
+
+        def store_init_configuration(self, values):
+            seen.append(("config", values["method"], values["milestones"]))
+
         def log(self, values, step=None, **kw):
-            if step == 2 and "fail" in self.project + str(seen[0]): raise ConnectionError("no network")
+            if step == 2 and "fail" in self.project + str(seen[0]):
+                raise ConnectionError("no network")
             seen.append((step, sorted(values)[-1]))
-        def finish(self): seen.append("finish")
+
+        def finish(self):
+            seen.append("finish")
 
     monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, "mine", Mine)
     p = {**TINY, "milestones": [0.5], "tracker": "mine"}
     experiment.run_experiment({**p, "tracker_args": {"colour": "blue"}}, set(p), bar=False)
-    assert seen[:2] == [("start", "multiexit_nb", "blue"), ("config", "mate", "[0.5]")] and seen[-1] == "finish" and [s[0] for s in seen[2:-1]] == [1, 2, 2]
+    assert seen[:2] == [("start", "multiexit_nb", "blue"), ("config", "mate", "[0.5]")]
+    assert seen[-1] == "finish" and [s[0] for s in seen[2:-1]] == [1, 2, 2]
     seen.clear()
-    with pytest.warns(UserWarning, match="the tracker mine failed and is left alone: ConnectionError: no network"):
+    with pytest.warns(UserWarning, match="tracker mine failed and is left alone: ConnectionError: no"):
         run = experiment.run_experiment({**p, "tracker_args": {"colour": "fail"}}, set(p), bar=False)
     assert run.finished and len(seen) == 3 and set(run.history.epoch) == {1, 2}
-    for wrong, says in (("tensorbord", "unknown tracker 'tensorbord'. Did you mean 'tensorboard'"), ("dvclive", "pip install dvclive")):
-        with pytest.raises(InputError, match=says): experiment.prepare({**TINY, "tracker": wrong}, set(TINY))
+    for wrong, says in (("tensorbord", "unknown tracker 'tensorbord'. Did you mean 'tensorboard'"),
+                        ("dvclive", "pip install dvclive")):
+        with pytest.raises(InputError, match=says):
+            experiment.prepare({**TINY, "tracker": wrong}, set(TINY))
 
 
 def test_image_folder_run(tmp_path):
@@ -206,10 +238,10 @@ def test_image_folder_run(tmp_path):
 
 def test_no_unlabelled_images_if_their_share_is_none(tmp_path, monkeypatch):
     "dbt on CIFAR(X) without the rest: the supervised objective, not eq. 6."
-    from multiexit_nb import experiment
     monkeypatch.setenv("MULTIEXIT_RUNS", str(tmp_path))
     for ratio, needs in ((0., set()), (1., {"unlabelled"})):
-        p = dict(dataset="digits", images_per_class=20, model="tiny", exits="sepconv", method="dbt", unlabelled_ratio=ratio)
+        p = dict(dataset="digits", images_per_class=20, model="tiny", exits="sepconv", method="dbt",
+                 unlabelled_ratio=ratio)
         e = experiment.prepare(p, set(p))
         _, method = e.build(e.load())
         assert method.needs == needs and bool(method.task.num_unlabelled) == bool(needs)

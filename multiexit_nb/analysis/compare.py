@@ -64,7 +64,8 @@ def _line(fig, x, y, name, look: dict, at: dict, band=None):
         b = np.asarray(band, np.float32)
         fig.add_scatter(x=np.concatenate([x, x[::-1]]), y=np.concatenate([y + b, (y - b)[::-1]]),
                         fill="toself", mode="lines", line_width=0, opacity=.18,
-                        fillcolor=look["line"]["color"], showlegend=False, hoverinfo="skip", legendgroup=name, **at)
+                        fillcolor=look["line"]["color"], showlegend=False, hoverinfo="skip",
+                        legendgroup=name, **at)
 
 def _exit_look(i: int, colour: str) -> dict:
     "The look of the i-th line, in the colour of an exit."

@@ -109,7 +109,8 @@ def _network_line(r: pd.DataFrame, label: str) -> dict:
     "A line through the exits of a network, named at its end."
     hover = "%{fullData.name}, exit %{customdata}<br>%{x} convolutions, %{y:.3s} multiply-adds<extra></extra>"
     return dict(x=r.depth, y=r.macs, mode="lines+markers+text", name=label, showlegend=False,
-                cliponaxis=False, line=dict(color=GREY, width=1), marker=dict(size=7, color=exit_colours(len(r))),
+                cliponaxis=False, line=dict(color=GREY, width=1),
+                marker=dict(size=7, color=exit_colours(len(r))),
                 text=[""]*(len(r) - 1) + [label], textposition="middle right", textfont_size=9,
                 customdata=r.exit, hovertemplate=hover)
 
