@@ -35,8 +35,8 @@ class Setup:
     "What is trained on what, and where."
     dataset: Annotated[str, Param("digits, cifar10, cifar100, …, imagefolder:<path>, parquet:<path>"
                                   )] = "digits"
-    images_per_class: Annotated[int, Param("labelled images per class, with validation; the rest "
-                                           "unlabelled. 0: as usual, or all", 0, 1_000_000)] = 0
+    images_per_class: Annotated[int, Param("labelled images per class (validation too), the rest "
+                                           "unlabelled; 0: as usual", 0, 1_000_000)] = 0
     image_size: Annotated[int, Param("pixels; 0: as the data set has them", 0, 4096)] = 0
     model: Annotated[str, Param("a registered network: tiny, resnet18, resnet20, vgg16, …")] = "tiny"
     exits: Annotated[str, Param("kind of the exits: sepconv (BYOT, MATE), conv (EED), linear (DIH)"
