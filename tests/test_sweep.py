@@ -3,6 +3,7 @@
 The quick tests train nothing: a stand-in for train.ipynb counts epochs in the same files.
 """
 import contextlib
+import html
 import json
 import os
 import re
@@ -238,9 +239,10 @@ def test_dies_again_and_again(stand_in, monkeypatch):
 @pytest.mark.slow
 def test_a_killed_sweep_leaves_nobody_behind_and_goes_on(stand_in):
     import psutil
-    g = grid(("mate", "byot"), (0,), epochs=12, lr=0.25)
+    g = grid(("mate", "byot"), (0,), epochs=60, lr=0.25)
     p = program(written(stand_in, g), "--workers", 2)
     until(lambda: len(list(stand_in.glob("*/history.csv"))) == 2)
+    assert not list(stand_in.glob("*/result.json"))
     family = psutil.Process(p.pid).children(recursive=True)
     p.send_signal(signal.SIGKILL)
     p.wait()
@@ -468,7 +470,7 @@ def test_a_dask_cluster_of_which_a_worker_is_killed(stand_in, monkeypatch):
     import psutil
     monkeypatch.chdir(ROOT)
     with dask(stand_in.parent, 2) as (address, jobs):
-        g = grid(("mate", "byot"), (0, 1), epochs=10, lr=0.4)
+        g = grid(("mate", "byot"), (0, 1), epochs=25, lr=0.4)
         p = program(written(stand_in, g), "--cluster", address)
         until(lambda: len(list(stand_in.glob("*/history.csv"))) == 2)
         family = psutil.Process(jobs[0].pid).children(recursive=True)
@@ -564,7 +566,7 @@ def test_the_notebook(tmp_path):
         return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     r = book("-y", "{base: {images_per_class: 20, epochs: 1}}", "-p", "workers", "2")
     assert r.returncode == 0, r.stderr
-    text = (tmp_path/"out.ipynb").read_text()
+    text = html.unescape((tmp_path/"out.ipynb").read_text())
     assert "2 runs in runs: 2 finished" in text and "All 2 runs are finished" in text
     r = book("-p", "worker", "2")
     assert r.returncode and "unknown parameter 'worker'. Did you mean 'workers'" in r.stderr
