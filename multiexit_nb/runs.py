@@ -18,14 +18,14 @@ from . import files
 from .core import InputError, check_value, project_root, settings, unknown
 from .data import Splits, load_dataset
 from .files import Claim, damaged, json_text, read_table, read_tensors, write_file, write_json
-from .history import read_history, tidy, tidy_table  # noqa: F401
-from .methods import CHANGES, as_meant
-from .models import options_as_meant
+from .history import read_history, tidy_table
+from .methods import CHANGES, as_meant, create_method
+from .models import create_model, options_as_meant
 from .outputs import Outputs, from_tensors, to_tensors
 from .processes import of_first, rank_and_size
 from .published_tables import published, published_for  # noqa: F401
 from .record import RECORD, SELECTIONS, provenance, read_about, read_result, this_notebook
-from .trackers import Tracker, check_tracker  # noqa: F401
+from .trackers import Tracker
 from .training import Training
 
 # %% ../nbs/43_runs.ipynb #run
@@ -103,12 +103,10 @@ def _new_id(p: dict) -> str:
 @patch(cls_method=True)
 def create(cls: Run, parameters: dict, id: str = "", folder=None, **about) -> Run:
     "A new run with its params.json, held for writing. Raises InputError if it exists or cannot be written."
-    if id != "":
-        check_id(id)
     if rank_and_size()[0]:
         return Run(Path(of_first(None)))       # the first process makes it
     base = _runs_folder(folder)
-    first = id or _new_id(parameters)
+    first = check_id(id) if id else _new_id(parameters)
     record = dict(record=RECORD, changes=CHANGES, parameters=parameters)
     new = _new_folder(base, record | about | provenance())
     for name in [first] if id else [first, *(f"{first}-{i}" for i in range(2, 1000))]:
@@ -175,7 +173,7 @@ def load(cls: Run, run,              # its id, or its path
             there = False
         if there:
             read_about(path)        # which tells whether it is whole
-            return Run(path)
+            return Run(path.absolute())
     raise unknown("run", str(run), [path.name for path in run_folders(folder)])
 
 # %% ../nbs/43_runs.ipynb #hold
@@ -188,7 +186,8 @@ def hold(self: Run):
             self._take()
         except InputError as e:
             problem = str(e)
-    if problem := of_first(problem):
+    problem = of_first(problem)
+    if problem:
         raise InputError(problem)
 
 @patch
@@ -273,8 +272,7 @@ def check_resume(self: Run,
     "Raises InputError if this run cannot be gone on with."
     if files.is_claimed(self.path):
         raise InputError(f"run {self.id} is being written by another program: wait for it, or stop it")
-    there = files.exists(self.checkpoint)
-    if not there and (self.finished or len(self.history)):
+    if not files.exists(self.checkpoint) and (self.finished or len(self.history)):
         raise InputError(f"run {self.id} cannot be gone on with: its checkpoint is not there")
     if self.finished and self.result["last_epoch"] < self.about.get("epochs", 0):
         raise InputError(f"run {self.id} has finished: it was stopped at epoch {self.result['last_epoch']}")
@@ -338,8 +336,6 @@ def weights(self: Run, part: str = "net") -> dict[str, Tensor]:
 @patch
 def model(self: Run):
     "The trained network, in evaluation mode."
-    from multiexit_nb.methods import create_method
-    from multiexit_nb.models import create_model
     p, classes = self.parameters, self.about["num_classes"]
     net = create_model(p["model"], classes, self.about["image_size"], p["exits"], **p.get("model_args", {}))
     given = p.get("method_args", {})
@@ -354,9 +350,8 @@ def model(self: Run):
     return net.eval()
 
 # %% ../nbs/43_runs.ipynb #data-of
-def data_of(parameters: dict) -> Splits:
-    "The data that the parameters of a run name, divided as for its training."
-    p = parameters
+def data_of(p: dict) -> Splits:   # parameters of a run
+    "The data that they name, divided as for its training."
     return load_dataset(p["dataset"], images_per_class=p.get("images_per_class") or None,
                         image_size=p.get("image_size") or None, split_seed=p.get("split_seed", 0),
                         val_per_class=0 if p.get("select") == "best-test" else None)
@@ -397,8 +392,7 @@ def table(self: Run, cost: list[int]   # multiply-adds of each exit
     columns = {"multiply-adds (M)": [c/1e6 for c in cost], "top-1": test["top1"], "top-5": test["top5"],
                "ensemble 1…m": test["anytime"], "top-1, last epoch": last["top1"]}
     t = pd.DataFrame(columns, index=pd.RangeIndex(1, len(cost) + 1, name="exit"))
-    per_class = p.get("images_per_class") or None
-    beside = published_for(p["dataset"], p["model"], p["method"], len(cost), per_class)
+    beside = published_for(p["dataset"], p["model"], p["method"], len(cost), p.get("images_per_class") or None)
     return t.join(beside.add_prefix("published: ")).round(2) if len(beside) else t.round(2)
 
 # %% ../nbs/43_runs.ipynb #keep

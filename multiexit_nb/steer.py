@@ -16,7 +16,7 @@ from fastcore.basics import patch
 from . import experiment
 from .core import InputError, rng_state, set_rng_state, unknown
 from .methods import hyperparameters
-from .runs import tidy
+from .history import tidy
 from .training import load_checkpoint
 
 # %% ../nbs/46_steer.ipynb #movable

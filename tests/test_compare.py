@@ -7,7 +7,8 @@ import torch
 from multiexit_nb.analysis import compare as C
 from multiexit_nb.analysis import curves
 from multiexit_nb.core import InputError
-from multiexit_nb.runs import published_for, tidy
+from multiexit_nb.history import tidy
+from multiexit_nb.published_tables import published_for
 
 RNG = np.random.default_rng(0)
 

@@ -13,7 +13,8 @@ from scipy.signal import savgol_filter
 
 from multiexit_nb import arms, curves_lab, weights_lab, widgets
 from multiexit_nb.analysis import compare, weights
-from multiexit_nb.runs import Run, tidy
+from multiexit_nb.history import tidy
+from multiexit_nb.runs import Run
 
 RNG = np.random.default_rng(0)
 

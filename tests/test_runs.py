@@ -11,8 +11,10 @@ import torch
 from multiexit_nb import experiment
 from multiexit_nb.core import InputError
 from multiexit_nb.data import load_dataset
+from multiexit_nb.history import tidy
 from multiexit_nb.methods import describe_method, list_methods
-from multiexit_nb.runs import Run, list_runs, published, published_for, tidy
+from multiexit_nb.published_tables import published_for
+from multiexit_nb.runs import Run, list_runs, published
 
 TINY = dict(dataset="digits", images_per_class=14, model="tiny", exits="sepconv", method="mate", epochs=2,
             batch_size=64, precision="fp32", channels_last="false")
@@ -245,3 +247,9 @@ def test_no_unlabelled_images_if_their_share_is_none(tmp_path, monkeypatch):
         e = experiment.prepare(p, set(p))
         _, method = e.build(e.load())
         assert method.needs == needs and bool(method.task.num_unlabelled) == bool(needs)
+
+
+def test_a_run_is_the_same_from_within_the_runs_folder(monkeypatch):
+    run = Run.create({"dataset": "digits"}, "mine")
+    monkeypatch.chdir(run.path.parent)
+    assert Run.load("mine") == run and Run.load("mine").path.is_absolute()

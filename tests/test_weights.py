@@ -9,7 +9,7 @@ from scipy.signal import savgol_coeffs, savgol_filter
 from multiexit_nb.analysis import curves
 from multiexit_nb.analysis import weights as A
 from multiexit_nb.core import InputError
-from multiexit_nb.runs import tidy
+from multiexit_nb.history import tidy
 
 RNG = np.random.default_rng(0)
 W = RNG.dirichlet(np.ones(3), (7, 3))                 # epoch × teacher × exit
