@@ -246,10 +246,15 @@ def events(self: Run):
 
 @patch
 def event(self: Run, epoch: float, name: str, old, value):
-    "Write down a change."
+    "Write down a change; what is moved again at the same place has changed once, or not at all."
     import pandas as pd
-    row = pd.DataFrame([dict(epoch=epoch, name=name, old=old, value=value)])
-    rows = pd.concat([self.events, row], ignore_index=True) if len(self.events) else row
+    before = self.events
+    same = (before["epoch"] == epoch) & (before["name"] == name)
+    old = before.old[same].iloc[0] if same.any() else old
+    rows = before[~same].to_dict("records")
+    if str(old) != str(value):
+        rows.append(dict(epoch=epoch, name=name, old=old, value=value))
+    rows = pd.DataFrame(rows, columns=list(_EVENT))
     self.write("events.csv", lambda tmp: rows.to_csv(tmp, index=False))
 
 # %% ../nbs/43_runs.ipynb #steered
