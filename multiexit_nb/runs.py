@@ -22,6 +22,7 @@ from .history import read_history, tidy_table
 from .methods import CHANGES, as_meant, create_method
 from .models import create_model, options_as_meant
 from .outputs import Outputs, from_tensors, to_tensors
+from .plugins import check_plugins
 from .processes import of_first, rank_and_size
 from .published_tables import published, published_for  # noqa: F401
 from .record import RECORD, SELECTIONS, provenance, read_about, read_result, this_notebook
@@ -336,6 +337,7 @@ def weights(self: Run, part: str = "net") -> dict[str, Tensor]:
 @patch
 def model(self: Run):
     "The trained network, in evaluation mode."
+    check_plugins(self.id, self.about.get("plugins", {}), strict=False)
     p, classes = self.parameters, self.about["num_classes"]
     net = create_model(p["model"], classes, self.about["image_size"], p["exits"], **p.get("model_args", {}))
     given = p.get("method_args", {})
@@ -359,6 +361,7 @@ def data_of(p: dict) -> Splits:   # parameters of a run
 @patch
 def data(self: Run) -> Splits:
     "The data that the run was trained and tested on."
+    check_plugins(self.id, self.about.get("plugins", {}), strict=False)
     return data_of(self.parameters)
 
 # %% ../nbs/43_runs.ipynb #finish
