@@ -1640,6 +1640,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'multiexit_nb.runs._new_id': ('runs.html#_new_id', 'multiexit_nb/runs.py'),
                                    'multiexit_nb.runs._row': ('runs.html#_row', 'multiexit_nb/runs.py'),
                                    'multiexit_nb.runs._runs_folder': ('runs.html#_runs_folder', 'multiexit_nb/runs.py'),
+                                   'multiexit_nb.runs._stamp': ('runs.html#_stamp', 'multiexit_nb/runs.py'),
+                                   'multiexit_nb.runs._when': ('runs.html#_when', 'multiexit_nb/runs.py'),
                                    'multiexit_nb.runs.check_id': ('runs.html#check_id', 'multiexit_nb/runs.py'),
                                    'multiexit_nb.runs.damaged_runs': ('runs.html#damaged_runs', 'multiexit_nb/runs.py'),
                                    'multiexit_nb.runs.data_of': ('runs.html#data_of', 'multiexit_nb/runs.py'),

@@ -8,7 +8,7 @@ __all__ = ['Run', 'check_id', 'run_folders', 'data_of', 'list_runs', 'damaged_ru
 # %% ../nbs/43_runs.ipynb #c02
 import contextlib, datetime, re, secrets, shutil, time
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 from fastcore.basics import patch
@@ -261,6 +261,9 @@ def event(self: Run, epoch: float, name: str, old, value):
 @patch(as_prop=True)
 def steered(self: Run) -> str:
     "What a person did while it trained, in words; empty for an ordinary run."
+    if not files.exists(self.path/"events.csv"):
+        return ""
+
     def words(e) -> str:
         if e.name == "stop":
             return f"stopped at epoch {int(float(e.value))} of {int(float(e.old))}"
@@ -426,13 +429,24 @@ def keep_notebook(self: Run) -> Path | None:
 # %% ../nbs/43_runs.ipynb #list-runs
 _LISTED = ("dataset", "model", "exits", "method", "preset", "seed", "epochs")
 
-def _row(path: Path) -> dict | None:
-    "A run as a row of the list; None if it is gone."
+def _stamp(path: Path) -> tuple:
+    "Changes when a file of a run does that its row is made of."
+    return tuple(_when(path/name) for name in ("params.json", "result.json", "events.csv", files.MANIFEST))
+
+def _when(file: Path) -> tuple | None:
+    with contextlib.suppress(OSError):
+        s = file.stat()
+        return s.st_mtime_ns, s.st_size, s.st_ino
+
+@lru_cache(10_000)
+def _row(path: Path, stamp: tuple) -> dict | None:
+    "A run as a row of the list; None if it is gone. Read again when it has another stamp."
     try:
-        run = Run.load(path)
-        top = run.result["test"]["top1"] if run.finished else [None]
-        return dict(run=run.id, **{k: run.parameters.get(k) for k in _LISTED},
-                    state="finished" if run.finished else "unfinished",
+        run = Run.load(path, path.parent)
+        p, finished = run.parameters, run.finished
+        top = run.result["test"]["top1"] if finished else [None]
+        return dict(run=run.id, **{k: p.get(k) for k in _LISTED},
+                    state="finished" if finished else "unfinished",
                     exit_1=top[0], exit_M=top[-1], started=run.about.get("started"), note=run.steered)
     except InputError as e:
         return dict(run=path.name, state="damaged", note=str(e)) if path.exists() else None
@@ -440,7 +454,7 @@ def _row(path: Path) -> dict | None:
 def list_runs(folder=None):
     "The runs in a folder as a DataFrame, newest first: id, parameters, state, test top-1, a note."
     import pandas as pd
-    rows = [_row(path) for path in reversed(run_folders(folder))]
+    rows = [_row(path, _stamp(path)) for path in reversed(run_folders(folder))]
     columns = ["run", *_LISTED, "state", "exit_1", "exit_M", "started", "note"]
     return pd.DataFrame([row for row in rows if row], columns=columns)
 
