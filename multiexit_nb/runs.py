@@ -6,7 +6,7 @@
 __all__ = ['Run', 'check_id', 'run_folders', 'data_of', 'list_runs', 'damaged_runs', 'whole_runs']
 
 # %% ../nbs/43_runs.ipynb #c02
-import contextlib, datetime, re, secrets, shutil, time
+import contextlib, datetime, re, shutil
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -108,9 +108,10 @@ def create(cls: Run, parameters: dict, id: str = "", folder=None, **about) -> Ru
     base = _runs_folder(folder)
     first = check_id(id) if id else _new_id(parameters)
     record = dict(record=RECORD, changes=CHANGES, parameters=parameters)
-    new = _new_folder(base, record | about | provenance())
+    new = files.new_folder(base, "a run")
+    write_json(new/"params.json", record | about | provenance())
     for name in [first] if id else [first, *(f"{first}-{i}" for i in range(2, 1000))]:
-        if _named(new, base/name):
+        if files.give_name(new, base/name):
             run = Run(Path(of_first(str(base/name))))
             run.claim.take(f"run {run.id}")
             return run
@@ -119,34 +120,6 @@ def create(cls: Run, parameters: dict, id: str = "", folder=None, **about) -> Ru
 
 def _runs_folder(folder=None) -> Path:
     return Path(folder) if folder else settings()["runs"]
-
-# %% ../nbs/43_runs.ipynb #new-folder
-_UNNAMED = ".new-"
-
-def _new_folder(base: Path, about: dict) -> Path:
-    "A folder that has no name yet. What others left of theirs an hour ago is swept away."
-    new = base/f"{_UNNAMED}{secrets.token_hex(8)}"
-    try:
-        new.mkdir(parents=True)
-        for left in base.glob(f"{_UNNAMED}*"):
-            if time.time() - left.stat().st_mtime > 3600:
-                shutil.rmtree(left, ignore_errors=True)
-    except OSError as e:
-        raise InputError(f"cannot write a run into {base}: {e.strerror or e}") from None
-    files.keep_manifest(new)
-    write_json(new/"params.json", about)
-    return new
-
-def _named(new: Path, path: Path) -> bool:
-    "Give the new folder its name, unless there is something of that name."
-    if path.is_dir() and all(f.name.endswith(".tmp") for f in path.iterdir()):    # a killed one's
-        shutil.rmtree(path, ignore_errors=True)
-    if path.is_symlink():
-        return False
-    with contextlib.suppress(OSError):
-        new.rename(path)
-        return True
-    return False
 
 # %% ../nbs/43_runs.ipynb #load
 _FILES = ("params.json", "history.csv", "result.json", "checkpoint.pt", "weights.safetensors",
