@@ -206,7 +206,8 @@ class TrainLab(Lab):
         self.fork = button("Fork", "", "code-fork")
         self.new = button("New", "put this run aside and begin another", "file")
         self.resume = pick("continue", "an unfinished run", [("a new run", "")])
-        self.bar, self.status = W.FloatProgress(0, min=0, max=1, layout=W.Layout(width="110px")), W.HTML()
+        self.bar = W.FloatProgress(0, min=0, max=1, layout=W.Layout(width="110px"))
+        self.status = W.HTML().add_class("mx-status")
         self.sliders = {n: self.slider(n) for n in MOVABLE}
         self.which = pick("inner state", "what of the method is shown")
         self.accuracy, self.flags = figure_view(height=285, width=600), W.HTML()
