@@ -54,8 +54,8 @@ def test_a_shipped_run_is_what_the_study_scored():
     table, _ = reading.read_results("mate_own_share")
     rows = table[(table.arm == "α = 3") & (table.seed == run.parameters["seed"]) & (table.split == "test")]
     top1 = rows[rows.metric == "top1"].sort_values("exit").value
-    run_rows = (table.arm == "α = 3") & (table.seed == run.parameters["seed"])
-    rows = table[run_rows & (table.split == "test")]
+    assert run.result["test"]["top1"] == top1.tolist()
+    assert set(run.parameters) > {"dataset", "model", "method"}
     logged = run.history
     assert logged[logged.metric == "lr"]["exit"].isna().all() and logged.epoch.min() == 1
 
