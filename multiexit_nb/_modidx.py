@@ -1009,6 +1009,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'multiexit_nb.grid.read_grid': ('grid.html#read_grid', 'multiexit_nb/grid.py')},
             'multiexit_nb.history': { 'multiexit_nb.history._columns': ('history.html#_columns', 'multiexit_nb/history.py'),
                                       'multiexit_nb.history._numbers': ('history.html#_numbers', 'multiexit_nb/history.py'),
+                                      'multiexit_nb.history.read_events': ('history.html#read_events', 'multiexit_nb/history.py'),
                                       'multiexit_nb.history.read_history': ('history.html#read_history', 'multiexit_nb/history.py'),
                                       'multiexit_nb.history.tidy': ('history.html#tidy', 'multiexit_nb/history.py'),
                                       'multiexit_nb.history.tidy_table': ('history.html#tidy_table', 'multiexit_nb/history.py')},

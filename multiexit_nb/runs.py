@@ -17,8 +17,8 @@ from torch import Tensor
 from . import files
 from .core import InputError, check_value, project_root, settings, unknown
 from .data import Splits, load_dataset
-from .files import Claim, damaged, json_text, read_table, read_tensors, write_file, write_json
-from .history import read_history, tidy_table
+from .files import Claim, damaged, json_text, read_tensors, write_file, write_json
+from .history import EVENT, read_events, read_history, tidy_table
 from .methods import CHANGES, as_meant, create_method
 from .models import create_model, options_as_meant
 from .outputs import Outputs, from_tensors, to_tensors
@@ -211,12 +211,10 @@ def log(self: Run, training: Training):
         self.tracker.log(training.records)
 
 # %% ../nbs/43_runs.ipynb #events
-_EVENT = dict(epoch="float64", name="str", old=None, value=None)
-
 @patch(as_prop=True)
 def events(self: Run):
     "What was changed during training, as a DataFrame: epoch (with its fraction), name, old, value."
-    return read_table(self.path/"events.csv", _EVENT)
+    return read_events(self.path/"events.csv")
 
 @patch
 def event(self: Run, epoch: float, name: str, old, value):
@@ -228,7 +226,7 @@ def event(self: Run, epoch: float, name: str, old, value):
     rows = before[~same].to_dict("records")
     if str(old) != str(value):
         rows.append(dict(epoch=epoch, name=name, old=old, value=value))
-    rows = pd.DataFrame(rows, columns=list(_EVENT))
+    rows = pd.DataFrame(rows, columns=list(EVENT))
     self.write("events.csv", lambda tmp: rows.to_csv(tmp, index=False))
 
 # %% ../nbs/43_runs.ipynb #steered
