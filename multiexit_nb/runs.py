@@ -38,26 +38,10 @@ class Run:
     def id(self) -> str:
         return self.path.name
 
-    @property
-    def checkpoint(self) -> Path:
-        return self.path/"checkpoint.pt"
-
     @cached_property
     def about(self) -> dict:
         "params.json: parameters, what `auto` came to, versions, commit, device."
         return read_about(self.path)
-
-    @property
-    def parameters(self) -> dict:
-        "As they are meant today, whatever has changed in presets and defaults since (`methods.as_meant`)."
-        p, changes = self.about["parameters"], self.about.get("changes", 1)
-        given = p.get("method_args", {})
-        meant = as_meant(p.get("method", ""), p.get("preset", "default"), given, changes)
-        options = p.get("model_args", {})
-        network = options_as_meant(p.get("model", ""), options, self.about.get("image_size", 0), changes)
-        new = {"method_args": meant} if meant != given else {}
-        new |= {"model_args": network} if network != options else {}
-        return {**p, **new} if new else p
 
     @cached_property
     def tracker(self) -> Tracker | None:
@@ -68,6 +52,19 @@ class Run:
     def claim(self) -> Claim:
         "The right to write this run, as far as this object has it."
         return Claim(self.path)
+
+# %% ../nbs/43_runs.ipynb #parameters
+@patch(as_prop=True)
+def parameters(self: Run) -> dict:
+    "As they are meant today, whatever has changed in presets and defaults since (`methods.as_meant`)."
+    p, changes = self.about["parameters"], self.about.get("changes", 1)
+    given = p.get("method_args", {})
+    meant = as_meant(p.get("method", ""), p.get("preset", "default"), given, changes)
+    options = p.get("model_args", {})
+    network = options_as_meant(p.get("model", ""), options, self.about.get("image_size", 0), changes)
+    new = {"method_args": meant} if meant != given else {}
+    new |= {"model_args": network} if network != options else {}
+    return {**p, **new} if new else p
 
 # %% ../nbs/43_runs.ipynb #result
 @patch(as_prop=True)
@@ -80,6 +77,7 @@ def result(self: Run) -> dict:
     "Selected epoch and test scores; empty before the run has finished."
     return read_result(self.path) if self.finished else {}
 
+# %% ../nbs/43_runs.ipynb #history
 @patch(as_prop=True)
 def history(self: Run):
     "The tidy history as a DataFrame: epoch, split, exit, metric, value."
@@ -137,6 +135,7 @@ def _new_folder(base: Path, about: dict) -> Path:
     write_json(new/"params.json", about)
     return new
 
+# %% ../nbs/43_runs.ipynb #named
 def _named(new: Path, path: Path) -> bool:
     "Give the new folder its name, unless there is something of that name."
     if path.is_dir() and all(f.name.endswith(".tmp") for f in path.iterdir()):    # a killed one's
@@ -159,6 +158,7 @@ def run_folders(folder=None) -> list[Path]:
         return sorted(path for path in found if any((path/name).exists() for name in _FILES))
     return []
 
+# %% ../nbs/43_runs.ipynb #load-run
 @patch(cls_method=True)
 def load(cls: Run, run,              # its id, or its path
          folder=None                 # of the runs; None: as settings.ini has it
@@ -195,6 +195,7 @@ def _take(self: Run):
     self.claim.take(f"run {self.id}")
     files.keep_manifest(self.path)        # a run of record 1 has none
 
+# %% ../nbs/43_runs.ipynb #release
 @patch
 def release(self: Run):
     "Let others write."
@@ -244,6 +245,7 @@ def events(self: Run):
     "What was changed during training, as a DataFrame: epoch (with its fraction), name, old, value."
     return read_table(self.path/"events.csv", _EVENT)
 
+# %% ../nbs/43_runs.ipynb #event
 @patch
 def event(self: Run, epoch: float, name: str, old, value):
     "Write down a change."
@@ -263,6 +265,12 @@ def steered(self: Run) -> str:
             return f"forked at epoch {e.epoch:g} from {e.old}"
         return f"{e.name} moved at epoch {e.epoch:.1f}"
     return ", ".join(map(words, self.events.itertuples()))
+
+# %% ../nbs/43_runs.ipynb #checkpoint
+@patch(as_prop=True)
+def checkpoint(self: Run) -> Path:
+    "Where it is, or will be."
+    return self.path/"checkpoint.pt"
 
 # %% ../nbs/43_runs.ipynb #check-resume
 @patch
@@ -317,6 +325,7 @@ def _read_tensors(self: Run, name: str, part: str) -> dict[str, Tensor]:
         raise InputError(f"run {self.id} has no {name}: it has not finished")
     return {k.split(".", 1)[1]: v for k, v in read_tensors(file).items() if k.startswith(f"{part}.")}
 
+# %% ../nbs/43_runs.ipynb #outputs-split
 @patch
 def outputs(self: Run, split: str = "test") -> Outputs:
     "What the exits said about the images of test or val."
@@ -327,6 +336,7 @@ def outputs(self: Run, split: str = "test") -> Outputs:
     except (KeyError, RuntimeError, ValueError, IndexError) as e:
         raise damaged(self.path/"outputs.safetensors", e) from None
 
+# %% ../nbs/43_runs.ipynb #weights
 @patch
 def weights(self: Run, part: str = "net") -> dict[str, Tensor]:
     "The selected weights of the network (`net`) or of the method (`method`): a state dict."
@@ -356,6 +366,7 @@ def data_of(p: dict) -> Splits:   # parameters of a run
                         image_size=p.get("image_size") or None, split_seed=p.get("split_seed", 0),
                         val_per_class=0 if p.get("select") == "best-test" else None)
 
+# %% ../nbs/43_runs.ipynb #data
 @patch
 def data(self: Run) -> Splits:
     "The data that the run was trained and tested on."
@@ -369,12 +380,14 @@ def finish(self: Run, training: Training) -> dict:
     self.release()
     return result
 
+# %% ../nbs/43_runs.ipynb #where
 @patch(as_prop=True)
 def where(self: Run) -> str:
     "The folder, relative to the project where it is in it."
     root = project_root()
     return str(self.path.relative_to(root)) if self.path.is_relative_to(root) else str(self.path)
 
+# %% ../nbs/43_runs.ipynb #note
 @patch
 def note(self: Run) -> str:
     "How the weights were selected, in a sentence."
@@ -392,7 +405,8 @@ def table(self: Run, cost: list[int]   # multiply-adds of each exit
     columns = {"multiply-adds (M)": [c/1e6 for c in cost], "top-1": test["top1"], "top-5": test["top5"],
                "ensemble 1…m": test["anytime"], "top-1, last epoch": last["top1"]}
     t = pd.DataFrame(columns, index=pd.RangeIndex(1, len(cost) + 1, name="exit"))
-    beside = published_for(p["dataset"], p["model"], p["method"], len(cost), p.get("images_per_class") or None)
+    few = p.get("images_per_class") or None
+    beside = published_for(p["dataset"], p["model"], p["method"], len(cost), few)
     return t.join(beside.add_prefix("published: ")).round(2) if len(beside) else t.round(2)
 
 # %% ../nbs/43_runs.ipynb #keep
@@ -408,6 +422,7 @@ def keep(self: Run, name: str, table):
         self.write(f"{name}.csv", lambda tmp: table.to_csv(tmp))
     return table
 
+# %% ../nbs/43_runs.ipynb #keep-notebook
 @patch
 def keep_notebook(self: Run) -> Path | None:
     "Copy this kernel's notebook, as it stands on disk, into the run; the copy."
@@ -439,11 +454,13 @@ def list_runs(folder=None):
     columns = ["run", *_LISTED, "state", "exit_1", "exit_M", "started", "note"]
     return pd.DataFrame([row for row in rows if row], columns=columns)
 
+# %% ../nbs/43_runs.ipynb #damaged-runs
 def damaged_runs(folder=None) -> dict[str, str]:
     "The ids of the damaged runs in a folder, each with what is wrong."
     listed = list_runs(folder)
     return dict(listed[listed.state == "damaged"][["run", "note"]].itertuples(index=False))
 
+# %% ../nbs/43_runs.ipynb #whole-runs
 def whole_runs(folder=None) -> list[Run]:
     "The runs in a folder that are not damaged, newest first."
     listed = list_runs(folder)
