@@ -6,10 +6,10 @@
 __all__ = ['EXPORTED_CRITERIA', 'need', 'softmax', 'confidence', 'numbers', 'exit_rule', 'Segment', 'segments', 'leaves',
            'run_chain', 'on_arrays', 'onnx_function', 'normalise', 'load_chain', 'runner_source', 'new_folder',
            'to_program', 'first_line', 'to_onnx', 'pieces', 'check_same', 'export_net', 'chosen', 'write_json',
-           'write_pieces', 'versions', 'load_exported', 'seconds', 'engines', 'latency']
+           'write_pieces', 'versions', 'load_exported', 'engines', 'latency']
 
 # %% ../nbs/52_export.ipynb #c02
-import copy, importlib, inspect, json, math, os, shutil, tempfile
+import copy, importlib, inspect, json, math, os, shutil, tempfile, timeit
 import importlib.util
 from contextlib import contextmanager
 from functools import partial
@@ -23,6 +23,7 @@ from .backbones import dry_run
 from .core import InputError, check_value, unknown
 from .exits import ExitPath, MultiExitNet
 from .policies import Policy
+from .record import version_of
 
 # %% ../nbs/52_export.ipynb #need
 def need(*packages: str):
@@ -95,9 +96,8 @@ def exit_rule(num_exits: int, num_classes: int, *,
 # %% ../nbs/52_export.ipynb #rule-thresholds
 def _thresholds(given, M: int) -> list:
     "M − 1 thresholds that JSON can hold."
-    if given is None or isinstance(given, int | float):
-        given = [math.inf if given is None else given]*(M - 1)
-    given = list(given)
+    given = math.inf if given is None else given
+    given = [given]*(M - 1) if isinstance(given, int | float) else list(given)
     own = given[:M - 1] if len(given) == M else given
     plain = numbers("thresholds", own, M - 1, f"{M - 1} numbers, or {M}: one per exit")
     return [t if math.isfinite(t) else str(t) for t in plain]
@@ -393,15 +393,8 @@ def write_pieces(net: MultiExitNet, folder: Path, files: dict):
 # %% ../nbs/52_export.ipynb #versions
 def versions() -> dict:
     "Versions of what wrote the files."
-    from importlib.metadata import PackageNotFoundError, version
-
-    found = {}
-    for name in ("multiexit_nb", "torch", "onnx", "onnxscript", "onnxruntime", "numpy"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = None
-    return found
+    names = ("multiexit_nb", "torch", "onnx", "onnxscript", "onnxruntime", "numpy")
+    return {name: version_of(name) for name in names}
 
 # %% ../nbs/52_export.ipynb #load-exported
 def load_exported(folder, threads: int = 0,               # of onnxruntime; 0: all cores
@@ -425,19 +418,6 @@ def load_exported(folder, threads: int = 0,               # of onnxruntime; 0: a
     except Exception as e:
         raise InputError(f"cannot load {folder}: {first_line(e)}") from None
     return partial(run_chain, segments=chain, manifest=manifest)
-
-# %% ../nbs/52_export.ipynb #seconds
-def seconds(f, batches, repeats: int) -> float:
-    "The least time for all batches, after one pass to warm up."
-    import time
-
-    def once():
-        start = time.perf_counter()
-        for b in batches:
-            f(b)
-        return time.perf_counter() - start
-
-    return min([once() for _ in range(repeats + 1)][1:])
 
 # %% ../nbs/52_export.ipynb #engines
 def engines(net: MultiExitNet, folder, threads: int):
@@ -463,8 +443,8 @@ def latency(net: MultiExitNet, folder,      # a network on the CPU, in evaluatio
     for engine, mode, f in engines(net, folder, torch.get_num_threads()):
         for size in batch_sizes:
             batches = [x[i:i + size] for i in range(0, len(x), size)]
-            s = seconds(f, batches, repeats)
-            average = np.concatenate([f(b) for b in batches]).mean()
+            average = np.concatenate([f(b) for b in batches]).mean()         # this also warms up
+            s = min(timeit.Timer(lambda f=f, batches=batches: list(map(f, batches))).repeat(repeats, 1))
             rows.append((engine, mode, size, 1e3*s/len(batches), len(x)/s, average))
     names = ["engine", "mode", "batch", "ms per batch", "images/s", "average exit"]
     return pd.DataFrame(rows, columns=names).set_index(names[:3])

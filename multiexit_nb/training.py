@@ -125,7 +125,6 @@ def start(self: Training, saved: dict | None) -> Training:
     def batch():
         unlabelled = "unlabelled" in self.method.needs
         return next(training_batches(self.data, self.recipe, 1, self.device, unlabelled))
-
     phase = saved.get("phase", 0) if saved else 0
     self.enter(phase, begin=not saved)
     if saved:
@@ -221,7 +220,6 @@ def evaluation(self: Training, split: str,    # "train", "val" or "test"
                         precision=d.precision, channels_last=d.channels_last,
                         batch_size=max(256, self.recipe.batch_size), keep=split if keep else "")
 
-# %% ../nbs/42_training.ipynb #score-split
 @patch
 def score(self: Training, split: str) -> dict:
     "Scores of the network, as it is, on a split."
@@ -233,7 +231,6 @@ def join(device: torch.device) -> torch.device:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return device
     from accelerate import PartialState
-
     return PartialState(cpu=device.type == "cpu").device
 
 # %% ../nbs/42_training.ipynb #accelerator
@@ -241,7 +238,6 @@ def accelerator(device: torch.device, precision: str):
     "Accelerate's Accelerator for this device and precision."
     from accelerate import Accelerator, DistributedDataParallelKwargs
     from accelerate.state import AcceleratorState
-
     if not torch.distributed.is_initialized():
         AcceleratorState._reset_state(reset_partial_state=True)
     if device.index is not None and device.type == "cuda":
