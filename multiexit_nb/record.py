@@ -84,7 +84,7 @@ PACKAGES = ("multiexit_nb", "torch", "torchvision", "accelerate", "numpy")
 def provenance() -> dict:
     "Versions, commit and time, to be kept with a run."
     versions = {name: version_of(name) for name in PACKAGES}
-    return dict(versions=dict(python=platform.pythonversion_of(), **versions),
+    return dict(versions=dict(python=platform.python_version(), **versions),
                 commit=_commit(), threads=torch.get_num_threads(),
                 started=datetime.datetime.now().isoformat(timespec="seconds"))
 
