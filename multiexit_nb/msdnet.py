@@ -9,6 +9,7 @@ __all__ = ['bottleneck', 'Cell', 'Stem', 'Column', 'scales_of', 'MSDNet', 'steps
 import inspect, math
 
 import torch
+from fastcore.basics import patch
 from torch import Tensor, nn
 
 from .backbones import Backbone, conv_bn, register_backbone
@@ -104,19 +105,21 @@ class MSDNet(Backbone):
         "The layers through a stage, without the stem."
         return [column for s in self.stages[:stage] for column in s if isinstance(column, Column)]
 
-    def upto(self, x, stage: int,       # the images, or with `done` what `upto` gave for that stage
-             done: int = 0) -> list:
-        "What the exit after `stage` needs, the coarsest last; fine scales that cannot reach it wait."
-        layers, before = self.layers(stage), len(self.layers(done))
-        if not done:
-            x = self.stages[0][0](x)
-        every = self.layers(len(self.stages))
-        depths = [sum(len(c.scales) >= j for c in every) for j in range(1, len(x) + 1)]
-        for i, layer in enumerate(layers, 1):
-            new = {j: layer.at(x, j) for j, depth in enumerate(depths, 1)
-                   if _needed(before, j, depth) < i <= _needed(len(layers), j, depth)}
-            x = [new.get(j, x[-j]) for j in range(len(x), 0, -1)]
-        return x[-_useful(len(layers), depths):]
+# %% ../nbs/21_msdnet.ipynb #msdnet-upto
+@patch
+def upto(self: MSDNet, x, stage: int,       # the images, or with `done` what `upto` gave for that stage
+         done: int = 0) -> list:
+    "What the exit after `stage` needs, the coarsest last; fine scales that cannot reach it wait."
+    layers, before = self.layers(stage), len(self.layers(done))
+    if not done:
+        x = self.stages[0][0](x)
+    every = self.layers(len(self.stages))
+    depths = [sum(len(c.scales) >= j for c in every) for j in range(1, len(x) + 1)]
+    for i, layer in enumerate(layers, 1):
+        new = {j: layer.at(x, j) for j, depth in enumerate(depths, 1)
+               if _needed(before, j, depth) < i <= _needed(len(layers), j, depth)}
+        x = [new.get(j, x[-j]) for j in range(len(x), 0, -1)]
+    return x[-_useful(len(layers), depths):]
 
 # %% ../nbs/21_msdnet.ipynb #steps-between-exits
 def steps_between_exits(num_exits, base, step, step_mode):

@@ -61,6 +61,18 @@ def read_result(folder: Path) -> dict:
         raise damaged(file, f"select={result['select']!r}")
     return result
 
+# %% ../nbs/09_record.ipynb #commit
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", project_root(), *arguments]
+    return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+
+def _commit() -> str:
+    "The checkout's commit, with a mark if files were changed since; empty without git."
+    try:
+        return _git("rev-parse", "HEAD") + ("+changes" if _git("status", "--porcelain", "-uno") else "")
+    except OSError:
+        return ""
+
 # %% ../nbs/09_record.ipynb #provenance
 PACKAGES = ("multiexit_nb", "torch", "torchvision", "accelerate", "numpy")
 
@@ -77,17 +89,6 @@ def _version(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:
         return None
-
-def _git(*arguments: str) -> str:
-    command = ["git", "-C", project_root(), *arguments]
-    return subprocess.run(command, capture_output=True, text=True).stdout.strip()
-
-def _commit() -> str:
-    "The checkout's commit, with a mark if files were changed since; empty without git."
-    try:
-        return _git("rev-parse", "HEAD") + ("+changes" if _git("status", "--porcelain", "-uno") else "")
-    except OSError:
-        return ""
 
 # %% ../nbs/09_record.ipynb #this-notebook
 def this_notebook() -> Path | None:
