@@ -747,6 +747,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'multiexit_nb/exits.py'),
                                     'multiexit_nb.exits.MultiExitNet.seen': ('exits.html#multiexitnet.seen', 'multiexit_nb/exits.py'),
                                     'multiexit_nb.exits.MultiExitNet.summary': ('exits.html#multiexitnet.summary', 'multiexit_nb/exits.py'),
+                                    'multiexit_nb.exits.answer_of': ('exits.html#answer_of', 'multiexit_nb/exits.py'),
                                     'multiexit_nb.exits.attach': ('exits.html#attach', 'multiexit_nb/exits.py'),
                                     'multiexit_nb.exits.classifier': ('exits.html#classifier', 'multiexit_nb/exits.py'),
                                     'multiexit_nb.exits.conv': ('exits.html#conv', 'multiexit_nb/exits.py'),
