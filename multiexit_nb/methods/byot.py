@@ -14,7 +14,7 @@ from fastcore.basics import patch
 from ..core import check_value
 from ..losses import kd, labelled_mean, masked_mse, mse
 from . import (
-    FeatureWeight, Method, SoftTemperature, SoftWeight, TSquared, register, soft_weight)
+    FeatureWeight, Method, SoftDistance, SoftTemperature, SoftWeight, TSquared, register, soft_weight)
 from ..parameters import Param
 
 # %% ../../nbs/methods/byot.ipynb #byot
@@ -29,7 +29,7 @@ class BYOT(Method):
         self, task, *, alpha: SoftWeight = 0.3,
         ce_weight: Annotated[float | None, Param("weight of CE_i for i < M; None: 1 − alpha", low=0)] = None,
         beta: FeatureWeight = 0., temperature: SoftTemperature = 3., t_squared: TSquared = True,
-        distance: Annotated[Literal["kl", "mse"], Param("between logits: KL, or mean squared error")] = "kl",
+        distance: SoftDistance = "kl",
         feature: Annotated[Literal["mse", "masked"],
                            Param("between features; masked: where one is positive")] = "mse"):
         super().__init__(task)

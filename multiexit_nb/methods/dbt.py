@@ -14,7 +14,7 @@ from torch import nn
 
 from ..core import InputError, check_value
 from ..losses import labelled_mean, mse, pairwise_kl
-from . import Method, SoftWeight, register, soft_weight
+from . import Method, SoftDistance, SoftWeight, register, soft_weight
 from ..parameters import Param
 from ..processes import process_mean
 
@@ -85,14 +85,11 @@ _RECIPES = {"dbt-cifar": dict(epochs=300, batch_size=64, nesterov=True, weight_d
 class DBT(Method):
     "Σ_m CE_m + Σ_m 1/|T(m)| Σ_t KD_τ(t→m), τ rising with the teachers' confidence."
     presets, recipes = _PRESETS, _RECIPES
-
     def __init__(
         self, task, *,
         teachers: Annotated[Literal["last", "all-later"] | dict[int, list[int]],
                             Param("of each exit: by name, or {exit: [teachers]} from 1")] = "last",
-        alpha: SoftWeight = 1.,
-        distance: Annotated[Literal["kl", "mse"],
-                            Param("between logits: τ²·KL, or mean squared error")] = "kl",
+        alpha: SoftWeight = 1., distance: SoftDistance = "kl",
         temperature: Annotated[float, Param("τ at the start, or throughout without annealing", low=0.1)] = 1.,
         anneal: Annotated[bool, Param("raise τ while the teachers are too confident")] = True,
         mu: Annotated[float, Param("μ, the confidence above which τ rises", low=0, high=1)] = 0.5,

@@ -6,7 +6,7 @@
 __all__ = ['EED']
 
 # %% ../../nbs/methods/eed.ipynb #c02
-from typing import Annotated, Literal
+from typing import Annotated
 
 import torch
 from fastcore.basics import patch
@@ -14,7 +14,7 @@ from fastcore.basics import patch
 from ..core import check_value
 from ..losses import kd, labelled_mean, mse
 from . import (
-    FeatureWeight, Method, SoftTemperature, SoftWeight, TSquared, register, soft_weight)
+    FeatureWeight, Method, SoftDistance, SoftTemperature, SoftWeight, TSquared, register, soft_weight)
 from ..parameters import Param
 
 # %% ../../nbs/methods/eed.ipynb #eed
@@ -27,9 +27,7 @@ class EED(Method):
     recipes = {"eed": dict(epochs=200, milestones=(0.375, 0.65, 0.9))}
 
     def __init__(
-        self, task, *, alpha: SoftWeight = None, beta: FeatureWeight = 0.,
-        distance: Annotated[Literal["kl", "mse"],
-                            Param("l_z: KL at temperature T, or mean squared error")] = "kl",
+        self, task, *, alpha: SoftWeight = None, beta: FeatureWeight = 0., distance: SoftDistance = "kl",
         temperature: SoftTemperature = 3., t_squared: TSquared = True,
         teacher_exits: Annotated[list[int] | None,
                                  Param("exits in the ensemble, from 1; None: all", low=1)] = None):
