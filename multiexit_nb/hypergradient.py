@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FusedNorms', 'fused_forward', 'hypergradient', 'functional', 'balanced_validation', 'Adam', 'weight_gradient',
-           'follow']
+           'update_expected']
 
 # %% ../nbs/33_hypergradient.ipynb #c02
 import warnings
@@ -153,6 +153,6 @@ def weight_gradient(step: Step,
     return gradient/step.lr, ce
 
 # %% ../nbs/33_hypergradient.ipynb #follow
-def follow(expected: Tensor, ce: Tensor, ema: float) -> Tensor:   # (M,), (M,)
+def update_expected(expected: Tensor, ce: Tensor, ema: float) -> Tensor:   # (M,), (M,)
     "E_k after one more validation batch (HDKD eq. 9); the first one sets it."
     return torch.where(expected > 0, ema*expected + (1 - ema)*ce, ce)

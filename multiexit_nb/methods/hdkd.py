@@ -14,7 +14,7 @@ from fastcore.basics import patch
 from torch import Tensor
 
 from ..core import check_value
-from ..hypergradient import Adam, follow, weight_gradient
+from ..hypergradient import Adam, update_expected, weight_gradient
 from ..losses import labelled_mean, pairwise_kl
 from . import Method, SoftTemperature, Step, register
 from ..parameters import Param
@@ -183,7 +183,7 @@ def gamma_step(self: Harmonized, step: Step):
     gradient = gradient * self.mask
     gamma = self.gamma - self.adam.lr * step.lr * gradient if self.plain else self.adam(self.gamma, gradient)
     self.gamma.copy_(self.constrained(gamma))
-    self.expected.copy_(follow(self.expected, process_mean(ce), self.ema))
+    self.expected.copy_(update_expected(self.expected, process_mean(ce), self.ema))
 
 @patch
 @torch.no_grad()

@@ -13,7 +13,7 @@ from fastcore.basics import patch
 from torch import nn
 
 from ..core import check_value
-from ..hypergradient import Adam, follow, weight_gradient
+from ..hypergradient import Adam, update_expected, weight_gradient
 from ..losses import full_precision, kl, labelled_mean, pairwise_kl
 from . import Method, SoftTemperature, Step, TSquared, register
 from ..parameters import Param
@@ -176,4 +176,4 @@ def before_step(self: MATE, step: Step):
     weights = torch.cat([torch.ones_like(self.alpha[:1]), self.alpha])
     gradient, ce = weight_gradient(step, self.objectives, weights, self.expected, 0.5, process_mean)
     self.alpha.copy_(self.adam(self.alpha, gradient[1:]).clamp(min=0))
-    self.expected.copy_(follow(self.expected, process_mean(ce), 0.9))
+    self.expected.copy_(update_expected(self.expected, process_mean(ce), 0.9))
