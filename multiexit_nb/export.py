@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from .backbones import dry_run
 from .core import InputError, check_value, unknown
-from .exits import ExitPath, MultiExitNet
+from .exits import ExitPath, MultiExitNet, answer_of
 from .policies import Policy
 from .record import version_of
 
@@ -118,9 +118,7 @@ class Segment(nn.Module):
         x = list(maps) if self.several else maps[0]
         for stage in self.stages:
             x = stage(x)
-        logits = self.head(self.pick(x))[0]
-        if self.link is not None:
-            logits = logits + self.link(state[-1])
+        logits, _ = answer_of(self.head, self.link, self.pick(x), state[-1])
         if self.last:
             return (logits,)
         return (logits, *(x if isinstance(x, list) else [x]), *[logits.clone()]*self.linked)

@@ -78,6 +78,18 @@ def new_id(p: dict) -> str:
     parts = [str(p[k]).rstrip("/").split("/")[-1] for k in ("dataset", "model", "method") if k in p]
     return re.sub(r"[^\w.+-]+", "_", "-".join([now, *parts, f"s{p.get('seed', 0)}"]))[:100]
 
+# %% ../nbs/09_record.ipynb #commit
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", project_root(), *arguments]
+    return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+
+def _commit() -> str:
+    "The checkout's commit, with a mark if files were changed since; empty without git."
+    try:
+        return _git("rev-parse", "HEAD") + ("+changes" if _git("status", "--porcelain", "-uno") else "")
+    except OSError:
+        return ""
+
 # %% ../nbs/09_record.ipynb #provenance
 PACKAGES = ("multiexit_nb", "torch", "torchvision", "accelerate", "numpy")
 
@@ -96,17 +108,6 @@ def version_of(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:
         return None
-
-def _git(*arguments: str) -> str:
-    command = ["git", "-C", project_root(), *arguments]
-    return subprocess.run(command, capture_output=True, text=True).stdout.strip()
-
-def _commit() -> str:
-    "The checkout's commit, with a mark if files were changed since; empty without git."
-    try:
-        return _git("rev-parse", "HEAD") + ("+changes" if _git("status", "--porcelain", "-uno") else "")
-    except OSError:
-        return ""
 
 # %% ../nbs/09_record.ipynb #this-notebook
 def this_notebook() -> Path | None:
