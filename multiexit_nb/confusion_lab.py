@@ -48,29 +48,15 @@ class ConfusionLab(Lab):
         super().__init__()
         self.runs, self.rows, self.at, self.title = {}, [], 0, ""
         self.picker = run_picker(value=run or demo_run())
-        self.second = pick(
-            "with run", "whose exit to compare with", [("the same run", ""), *self.picker.options]
-        )
-        self.exit = pick("exit", "whose mistakes", [("exit 1", 1)])
-        self.other = pick("with", "the exit to compare with", [("exit 1", 1)])
-        self.unit = pick("count", "how many, or each row as 100 %", ["images", "share of the class"])
-        self.mistakes = W.Checkbox(
-            True, description="mistakes only", tooltip="leave out the diagonal", indent=False
-        )
-        self.grouping = pick(
-            "classes", f"beyond {MOST_CLASSES} classes: the most mistaken, or bins", agreement.GROUPINGS
-        )
-        self.truth, self.answer = pick("it is", "the row"), pick("answered", "the column")
-        self.common = pick("frequent", "the most frequent mistakes")
-        self.cell = pick("two exits", "one of the four cells of the agreement")
-        self.back = button("", "the images before", "arrow-left")
-        self.next = button("", "the next images", "arrow-right")
+        others = [("the same run", ""), *self.picker.options]
+        self.second = pick("with run", "whose exit to compare with", others)
         self.where, self.sentence = W.HTML(), W.HTML()
         self.strip = W.HTML(layout=W.Layout(min_height="106px"))
         empty = agreement.plot_confusion(agreement.confusion([0, 1], [0, 1]))
         square = agreement.plot_agreement(agreement.agreement([0], [0], [0]), "", "", ["grey"] * 2)
         self.matrix = figure_view(empty, height=420, width=600)
         self.square = figure_view(square, height=380, width=600)
+        self.make_controls()
         self.arrange()
         self.connect()
         self.take()
@@ -79,35 +65,32 @@ class ConfusionLab(Lab):
     def tested(self) -> RunWithImages:
         return self.runs[self.picker.value.id][0]
 
+# %% ../nbs/64_confusion_lab.ipynb #make-controls
+@patch
+def make_controls(self: ConfusionLab):
+    "What can be chosen and clicked."
+    self.exit = pick("exit", "whose mistakes", [("exit 1", 1)])
+    self.other = pick("with", "the exit to compare with", [("exit 1", 1)])
+    self.unit = pick("count", "how many, or each row as 100 %", ["images", "share of the class"])
+    self.mistakes = W.Checkbox(True, description="mistakes only", indent=False, tooltip="not the diagonal")
+    many = f"beyond {MOST_CLASSES} classes: the most mistaken, or bins"
+    self.grouping = pick("classes", many, agreement.GROUPINGS)
+    self.truth, self.answer = pick("it is", "the row"), pick("answered", "the column")
+    self.common = pick("frequent", "the most frequent mistakes")
+    self.cell = pick("two exits", "one of the four cells of the agreement")
+    self.back = button("", "the images before", "arrow-left")
+    self.next = button("", "the next images", "arrow-right")
+
 # %% ../nbs/64_confusion_lab.ipynb #arrange
 @patch
 def arrange(self: ConfusionLab):
     "Where everything stands."
-    column = [
-        self.picker,
-        self.exit,
-        self.second,
-        self.other,
-        self.unit,
-        self.mistakes,
-        self.grouping,
-        W.HTML("<b>Images of a cell</b>"),
-        self.common,
-        self.truth,
-        self.answer,
-        self.cell,
-    ]
-    self.lay_out(
-        column,
-        [],
-        {"mistakes": [self.matrix], "two exits": [self.square, self.sentence]},
-        _WORDS,
-        [
-            row(self.back, self.next, self.where),
-            self.strip,
-            save_row(lambda: (self.matrix, self.square)[self.choose.index], self.kept, "confusion"),
-        ],
-    )
+    figures = [self.picker, self.exit, self.second, self.other, self.unit, self.mistakes, self.grouping]
+    images = [W.HTML("<b>Images of a cell</b>"), self.common, self.truth, self.answer, self.cell]
+    views = {"mistakes": [self.matrix], "two exits": [self.square, self.sentence]}
+    save = save_row(lambda: (self.matrix, self.square)[self.choose.index], self.kept, "confusion")
+    below = [row(self.back, self.next, self.where), self.strip, save]
+    self.lay_out([*figures, *images], [], views, _WORDS, below)
 
 # %% ../nbs/64_confusion_lab.ipynb #connect
 @patch
