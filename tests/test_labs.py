@@ -207,6 +207,22 @@ def test_the_train_lab_by_its_buttons():
     assert lab.bar.value == 0 and not lab.start.disabled and not lab.flags.value
 
 
+def test_what_was_trained_is_opened_in_exits_and_a_finished_run_stands_behind(finished_run):
+    lab = train_lab.TrainLab()
+    assert lab.open.disabled and "no training is through" in lab.open.tooltip
+    lab.setup.epochs.value, lab.setup.images_per_class.value = 1, 14
+    lab.beside.value = lab.beside.options[1][1]
+    lab.start.click()
+    until(lambda: lab.sessions and lab.session.over and not lab.open.disabled)
+    behind = [t for t in lab.accuracy.data if t.legendgroup == "beside"]
+    expected = finished_run.history.query("metric == 'top1' and split == 'val'")
+    assert [list(t.y) for t in behind] == [g.value.tolist() for _, g in expected.groupby("exit")]
+    lab.open.click()
+    assert "opening" in lab.status.value
+    until(lambda: isinstance(lab.children[-1], exits_lab.ExitsLab) and not lab.open.disabled)
+    assert lab.children[-1].picker.value == lab.session.run and not lab.line.value
+
+
 def test_points_within_an_epoch():
     "The training accuracy so far, before the first epoch is through."
     lab = train_lab.TrainLab()
