@@ -19,6 +19,7 @@ from .figures import figure
 from .lab_figures import figure_view, redraw
 from .methods import list_methods
 from .models import list_models
+from .plugins import load_plugins
 from .runs import Run, list_runs
 from .steer import MOVABLE, Session, device_text, movable
 from .text import html
@@ -32,6 +33,7 @@ class TrainSetup(W.VBox):
     "What to train: data, network, exits, method; `.parameters` as the notebook `train` has them."
 
     def __init__(self):
+        load_plugins()
         names = [d for d in list_datasets() if not d.endswith(":")]
         self.dataset = W.Combobox(value="digits", options=names, description="data set", ensure_option=False,
                                   tooltip="a name, or imagefolder:<path>, parquet:<path>")
