@@ -19,7 +19,7 @@ from .lab_figures import Pictures, figure_view, redraw
 from .runs import Run
 from .text import html
 from .widgets import (
-    Lab, RunWithImages, button, demo_run, figures, pick, row, run_picker, save_row)
+    Lab, RunWithImages, button, demo_run, figures, pick, row, run_picker, save_row, whole)
 
 # %% ../nbs/61_exits_lab.ipynb #exits-run
 class ExitsRun(RunWithImages):
@@ -75,7 +75,7 @@ def make_controls(self: ExitsLab):
     self.slider = W.FloatSlider(0.8, min=0, max=1, step=0.01, description="leave when so sure")
     self.slider.add_class("mx-key")
     self.kind = pick("show", "which images", ["all images"])
-    self.at = W.BoundedIntText(1, min=1, max=1, description="number", tooltip="of these images")
+    self.at = whole("number", 1, "of these images", 1, 1)
     self.back = button("", "the image before", "arrow-left")
     self.next = button("", "the next image", "arrow-right")
     self.near_exit = pick("nearest at", "which exit's opinion makes images alike", [("exit 1", 1)])

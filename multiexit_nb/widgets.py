@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['message', 'answered', 'finished_runs', 'demo_run', 'run_text', 'run_picker', 'RunWithImages', 'save_row', 'control',
-           'Controls', 'read_text', 'Cancelled', 'Job', 'Frame', 'Lab', 'folded', 'pick', 'button', 'row', 'figures']
+           'Controls', 'read_text', 'Cancelled', 'Job', 'Frame', 'Lab', 'folded', 'pick', 'whole', 'button', 'row',
+           'figures']
 
 # %% ../nbs/60_widgets.ipynb #c02
 import contextlib, threading, typing
@@ -26,7 +27,7 @@ from .text import html, one_line
 # %% ../nbs/60_widgets.ipynb #message
 def message() -> W.HTML:
     "A line of text for what cannot be done."
-    return W.HTML(layout=W.Layout(min_height="22px"))
+    return W.HTML(layout=W.Layout(min_height="22px")).add_class("mx-line")
 
 @contextlib.contextmanager
 def answered(line: W.HTML):
@@ -300,6 +301,8 @@ _PARTS = """
 .mx-lab .mx-strip { border-left: 6px solid; padding-left: 6px; margin: 2px 0; display: flex; gap: 8px;
   overflow: hidden; }
 .mx-lab .mx-strip > span:first-child { flex: 0 0 84px; }
+.mx-lab.mx-gone > .mx-body { opacity: 0.45; pointer-events: none; }
+.mx-lab.mx-gone > [role=alert] { font-weight: bold; padding: 4px 0; }
 .mx-lab summary { cursor: pointer; } .mx-lab .widget-html-content { line-height: 1.35; overflow-wrap:
   anywhere; }
 @container (max-width: 600px) { .mx-lab .mx-body.mx-body { grid-template-columns: minmax(0, 1fr); } }
@@ -313,19 +316,34 @@ const name = lab => {
     const parts = x.querySelectorAll(":scope > select, :scope > input, .noUi-handle");
     parts.forEach(y => { if (label && !y.ariaLabel) y.ariaLabel = label; });
   });
+  lab.querySelectorAll(".mx-line, .mx-status").forEach(x => x.setAttribute("role", "status"));
   for (const b of lab.querySelectorAll("button"))
     if (!b.textContent.trim() && b.title) b.ariaLabel = b.title;
 };
 """
 
+# %% ../nbs/60_widgets.ipynb #frame-gone
+_GONE = """
+const ended = ["dead", "restarting", "autorestarting", "terminating"];
+const watch = (lab, kernel) => kernel?.statusChanged?.connect((_, status) => {
+  if (!ended.includes(status) || lab.classList.contains("mx-gone")) return;
+  lab.classList.add("mx-gone");
+  const line = document.createElement("div");
+  line.setAttribute("role", "alert");
+  line.textContent = "The kernel has ended: run the cell again (Shift + Enter).";
+  lab.prepend(line);
+});
+"""
+
 # %% ../nbs/60_widgets.ipynb #frame-script
-_SCRIPT = _NAMES + """
+_SCRIPT = _NAMES + _GONE + """
 export default { render({ model, el }) {
   const begin = setInterval(() => {
     const lab = el.closest(".mx-lab");
     if (!lab) return;
     clearInterval(begin);
     lab.addEventListener("focusin", e => e.target.setAttribute("data-lm-suppress-shortcuts", "true"));
+    watch(lab, model.widget_manager?.kernel);
     let later = 0;
     const tell = () => window.dispatchEvent(new Event("resize"));
     const sizes = new ResizeObserver(() => { clearTimeout(later); later = setTimeout(tell, 40); });
@@ -430,10 +448,15 @@ def pick(text: str, tip: str, options=(), value=None) -> W.Dropdown:
     first = value if value is not None else known[0] if known else None
     return W.Dropdown(options=options, value=first, description=text, tooltip=tip)
 
+def whole(text: str, value: int, tip: str, low: int, high: int) -> W.BoundedIntText:
+    "A field for a whole number."
+    return W.BoundedIntText(value, min=low, max=high, description=text, tooltip=tip)
+
 def button(text: str, tip: str, icon: str = "") -> W.Button:
     "A button that is as wide as what it says."
     return W.Button(description=text, tooltip=tip, icon=icon, layout=W.Layout(width="auto"))
 
+# %% ../nbs/60_widgets.ipynb #rows
 def row(*widgets) -> W.HBox:
     "Widgets side by side, as far as they fit."
     return W.HBox(widgets).add_class("mx-row")
