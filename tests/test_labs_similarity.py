@@ -191,7 +191,7 @@ def test_moving_on_while_it_computes_and_cancelling(runs, monkeypatch):
     lab = settled(rdm_lab.RdmLab())
     slow = []
 
-    def representations(run, rows, split, tell, original=rdm.representations):
+    def representations(run, rows, split, tell, epoch, original=rdm.representations):
         for i in range(200):
             tell(i, 200)
             slow.append(i)
@@ -356,7 +356,7 @@ def test_rdms_of_a_thousand_classes_send_little(runs, sent, monkeypatch):
     t.labels, t.names = labels.numpy(), [f"class {k}" for k in range(1000)]
     centres, t.num_exits = rng.normal(size=(1000, 64)), 2
 
-    def representations(run, rows, split, tell):
+    def representations(run, rows, split, tell, epoch):
         x = torch.from_numpy(centres[labels[list(rows)]] + rng.normal(size=(len(rows), 64)))
         return MultiExitOutput(torch.randn(2, len(rows), 1000), (x,) * 2)
 
