@@ -36,7 +36,7 @@ def test_the_report_is_drawn_in_jupyterlab(report, theme, tmp_path):
             page.mouse.wheel(0, 350)
             page.wait_for_timeout(150)
         page.screenshot(path=tmp_path/f"report-{theme}.png")
-    assert GREAT <= drawn and len(drawn - {""}) == 6
+    assert GREAT <= drawn and len(drawn - {""}) >= 6
     assert not errors and not elsewhere
 
 

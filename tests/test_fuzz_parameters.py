@@ -118,6 +118,17 @@ def tell(road: str, what: str):
     COUNTS[road, what] += 1
     event(what)
 
+@pytest.fixture
+def counts(request):
+    "What came of a test's sets: told to the table of faults, and never all refused."
+    COUNTS.clear()
+    yield
+    road = request.node.name.removeprefix("test_").replace("_", " ")
+    told = {what: n for (_, what), n in COUNTS.items()}
+    print(*(f"\n{road:13} {n:5}  {what}" for what, n in sorted(told.items())))
+    tell_all(f"a random set of parameters ({road})", told)
+    assert sum(told.values()) >= 170 and told["trained"] >= 15
+
 quietly = settings(max_examples=200, deadline=None, database=None, derandomize=True, print_blob=False,
                    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 
@@ -133,7 +144,7 @@ def papermill_cell(p: dict) -> tuple[dict, set]:
 @pytest.mark.slow
 @quietly
 @given(p=parameter_sets(), texts=st.booleans())
-def test_papermill(p, texts, loaded):
+def test_papermill(p, texts, loaded, counts):
     p = BASE | p
     if texts:       # -p name value, as a shell hands it over
         p = {n: _resolve_type(str(v)) for n, v in p.items()}
@@ -152,7 +163,7 @@ def test_papermill(p, texts, loaded):
 @pytest.mark.slow
 @quietly
 @given(p=parameter_sets(), texts=st.booleans())
-def test_command_line(p, texts, loaded):
+def test_command_line(p, texts, loaded, counts):
     p = {str(n): v for n, v in (BASE | p).items()}
     if texts:
         p = {n: str(v) for n, v in p.items() if not str(v).startswith("-")}
@@ -166,7 +177,7 @@ def test_command_line(p, texts, loaded):
 @pytest.mark.slow
 @quietly
 @given(p=parameter_sets())
-def test_sweep(p, loaded, tmp_path):
+def test_sweep(p, loaded, counts, tmp_path):
     p = {n: v for n, v in (BASE | p).items() if n not in ("run_id", "resume")}
     grid = tmp_path/"g.yaml"
     grid.write_text(yaml.safe_dump(dict(base=p), allow_unicode=True), encoding="utf-8")
@@ -177,14 +188,3 @@ def test_sweep(p, loaded, tmp_path):
     loaded.clear()
     tell("sweep", outcome(read, p, loaded))
 
-
-@pytest.mark.slow
-def test_counts(record_testsuite_property):
-    "How often what happened; runs last."
-    for (road, what), n in sorted(COUNTS.items()):
-        record_testsuite_property(f"{road}: {what}", n)
-        print(f"{road:13} {n:5}  {what}")
-    for road in sorted({road for road, _ in COUNTS}):
-        tell_all(f"a random set of parameters ({road})", {w: n for (r, w), n in COUNTS.items() if r == road})
-    trained = sum(n for (_, what), n in COUNTS.items() if what == "trained")
-    assert not COUNTS or sum(COUNTS.values()) >= 500 and trained >= 50

@@ -1,4 +1,7 @@
-"""Every table and figure of the papers: which runs fill it. Runs that were never trained stand in, one for every cell of every grid."""
+"""Every table and figure of the papers: which runs fill it.
+
+Runs that were never trained stand in, one for every cell of every grid.
+"""
 import functools
 import json
 import math
@@ -37,7 +40,8 @@ def seedless(p: dict) -> str:
     "Parameters but for the seeds; a teacher, whose id tells its seed, by what it is."
     args = p.get("method_args", {})
     teacher = args.get("teacher", "").rsplit("-", 2)[0]
-    return json.dumps({k: v for k, v in p.items() if k not in arms.REPLICATE} | dict(method_args={**args, "teacher": teacher}), sort_keys=True)
+    return json.dumps({k: v for k, v in p.items() if k not in arms.REPLICATE}
+                      | dict(method_args={**args, "teacher": teacher}), sort_keys=True)
 
 
 def grids_of(item, form) -> list[str]:
@@ -66,16 +70,19 @@ def history(M: int, epochs: int) -> str:
     for e in at:
         for m in range(1, M + 1):
             for split in ("val", "test"):
-                rows += [(e, split, m, "top1", 50 + m), (e, split, m, "anytime", 50 + m), (e, split, m, "gap", 1 + e % 2)]
+                for metric, value in (("top1", 50 + m), ("anytime", 50 + m), ("gap", 1 + e % 2)):
+                    rows += [(e, split, m, metric, value)]
                 rows += [(e, split, i, f"weights/{m}", 1/M) for i in range(1, M + 1)]
             rows += [(e, "train", m, "top1", 60 + m)]
         rows += [(e, "train", None, "temperature", 1.05**(e//30))]
-    return pd.DataFrame(rows, columns=["epoch", "split", "exit", "metric", "value"]).astype(dict(exit="Int64")).to_csv(index=False)
+    table = pd.DataFrame(rows, columns=["epoch", "split", "exit", "metric", "value"])
+    return table.astype(dict(exit="Int64")).to_csv(index=False)
 
 
 def stand_in(folder: Path, cell, number: int):
     "A run of a cell that was never trained: record, history and small outputs."
-    given = {k: v for k, v in cell.parameters.items() if k in Recipe.__dataclass_fields__ and k != "channels_last"}
+    given = {k: v for k, v in cell.parameters.items()
+             if k in Recipe.__dataclass_fields__ and k != "channels_last"}
     recipe = Recipe.preset(cell.parameters.get("recipe") or "default", **given)
     p = defaults() | cell.parameters | {k: getattr(recipe, k) for k in Recipe.__dataclass_fields__}
     facts = about(p["dataset"], p["image_size"])
@@ -84,13 +91,16 @@ def stand_in(folder: Path, cell, number: int):
     path.mkdir(parents=True)
     top = [50. + m + number % 7 for m in range(M)]
     test = dict(top1=top, top5=[x + 20 for x in top], anytime=top)
-    result = dict(select=p["select"], selected_epoch=p["epochs"], last_epoch=p["epochs"], test=test, test_last=test, seconds=1.)
-    (path/"params.json").write_text(json.dumps(dict(parameters=p, changes=CHANGES, started=f"{number:05}", epochs=p["epochs"], **facts)))
+    result = dict(select=p["select"], selected_epoch=p["epochs"], last_epoch=p["epochs"], test=test,
+                  test_last=test, seconds=1.)
+    (path/"params.json").write_text(json.dumps(dict(parameters=p, changes=CHANGES, started=f"{number:05}",
+                                                    epochs=p["epochs"], **facts)))
     (path/"result.json").write_text(json.dumps(result))
     (path/"history.csv").write_text(history(M, p["epochs"]))
     g = torch.Generator().manual_seed(number)
     outputs = {f"{s}.logits": torch.randn(M, 40, 8, generator=g).half() for s in ("val", "test")}
-    save_file(outputs | {f"{s}.labels": torch.arange(40) % 8 for s in ("val", "test")}, path/"outputs.safetensors")
+    save_file(outputs | {f"{s}.labels": torch.arange(40) % 8 for s in ("val", "test")},
+              path/"outputs.safetensors")
 
 
 @pytest.fixture(scope="module", params=[pytest.param("full", marks=pytest.mark.slow), "quick"])
@@ -108,14 +118,19 @@ def gaps(item, form, index) -> list:
     lack = [f.parameters for f in find(item, index, form) if len(f.runs) < form.seeds]
     if item.name.startswith("figure"):
         return lack
-    rows = paper_rows(item.paper.name, item.name.removeprefix("table "), index, form="quick" if form.quick else "full")
-    def place(a): return tuple(a.labels[k] for k in ("dataset", "model_id", "method"))
+    table = item.name.removeprefix("table ")
+    rows = paper_rows(item.paper.name, table, index, form="quick" if form.quick else "full")
+    def place(a):
+        return tuple(a.labels[k] for k in ("dataset", "model_id", "method"))
     mine = {place(a): a.parameters for a in item.arms_in(form)}
-    left_out = {place(a) for a in item.arms} - set(mine)         # a quick form has a stand-in for some networks only
+    # a quick form has a stand-in for some networks only
+    left_out = {place(a) for a in item.arms} - set(mine)
     for r in rows[rows.value.notna() & rows.ours.isna()].itertuples():
         p = mine.get((r.dataset, r.model_id, r.method))
-        small = form.quick and p and str(r.exit).isdigit() and int(r.exit) > arms.network_settings(p, 32)["num_exits"]
-        if (r.dataset, r.model_id, r.method) not in left_out and not small: lack.append((r.dataset, r.model_id, r.method, r.exit))
+        small = (form.quick and p and str(r.exit).isdigit()
+                 and int(r.exit) > arms.network_settings(p, 32)["num_exits"])
+        if (r.dataset, r.model_id, r.method) not in left_out and not small:
+            lack.append((r.dataset, r.model_id, r.method, r.exit))
     return lack
 
 
@@ -130,11 +145,14 @@ def test_every_item_is_filled_by_its_own_grid_and_nothing_else(standing):
         used = {seedless(ids[r.id]) for f in find(item, index, form) for r in f.runs}
         assert used <= own, f"{paper} {name}: runs from elsewhere"
         lack = gaps(item, form, index)
-        if lack: lacking[f"{paper} {name}"] = lack
-        else: filled.append(f"{paper} {name}")
+        if lack:
+            lacking[f"{paper} {name}"] = lack
+        else:
+            filled.append(f"{paper} {name}")
     print(f"{kind}: {len(filled)}/{len(COUNTED)}", {k: (len(v), v[:3]) for k, v in lacking.items()})
     assert len(COUNTED) == 39
-    assert set(lacking) == {"hdkd table 3"}, lacking          # the weights of Fixed-1 and Fixed-2 are printed nowhere
+    # the weights of Fixed-1 and Fixed-2 are printed nowhere
+    assert set(lacking) == {"hdkd table 3"}, lacking
 
 
 def test_no_run_is_trained_twice(standing):
@@ -147,17 +165,20 @@ def test_no_run_is_trained_twice(standing):
 def test_every_figure_is_drawn(standing):
     kind, index, _ = standing
     for paper, name in list_items("figure"):
-        if (paper, name) == ("dih", "figure 2"): continue        # needs weights and images: below
+        if (paper, name) == ("dih", "figure 2"):
+            continue        # needs weights and images: below
         fig = pub.paper_figure(paper, name.split()[1], index, form=kind)
         assert len(fig.data), (paper, name)
-        assert fig.layout.title.text.startswith(f"{paper.upper()} Figure") and ("stand-ins" in fig.layout.title.text) == (kind == "quick")
+        assert fig.layout.title.text.startswith(f"{paper.upper()} Figure")
+        assert ("stand-ins" in fig.layout.title.text) == (kind == "quick")
 
 
 # ---------------------------------------------------------------- the grids are those of the papers
 @pytest.mark.parametrize("kind", ["full", "quick"])
 def test_grids_are_as_the_papers_say(kind):
     for name in grid_files(kind):
-        assert (GRIDS/kind/f"{name}.yaml").read_text() == grid_text(kind, name), f"{name}: write_grids('data/sweeps')"
+        text = (GRIDS/kind/f"{name}.yaml").read_text()
+        assert text == grid_text(kind, name), f"{name}: write_grids('data/sweeps')"
 
 
 def test_one_recipe_a_grid():
@@ -177,7 +198,8 @@ def cached_networks(monkeypatch):
     build, kept = experiment.network, {}
     def network(p, num_classes, size):
         key = json.dumps([p["model"], p["exits"], p.get("model_args"), num_classes, size])
-        if key not in kept: kept[key] = build(p, num_classes, size)
+        if key not in kept:
+            kept[key] = build(p, num_classes, size)
         return kept[key]
     monkeypatch.setattr(experiment, "network", network)
 
@@ -190,32 +212,42 @@ def test_every_grid_is_one_that_trains(cached_networks):
     for file in files:
         grid = sweep.read_grid(file)
         found = sweep.cells(grid)
-        assert len(found) == len(grid["runs"])*math.prod(map(len, grid["grid"].values())), f"{file.name}: cells that occur twice"
-        if file.parent.name == "quick": assert len(found) <= 40, file.name
+        given = len(grid["runs"])*math.prod(map(len, grid["grid"].values()))
+        assert len(found) == given, f"{file.name}: cells that occur twice"
+        if file.parent.name == "quick":
+            assert len(found) <= 40, file.name
         for c in found:
             cell = {k: v for k, v in c.parameters.items() if k not in ("seed", "split_seed")}
-            alone = json.dumps({**cell, "method_args": {k: v for k, v in cell.get("method_args", {}).items() if k != "teacher"}}, sort_keys=True)
-            if alone in seen: continue
+            args = {k: v for k, v in cell.get("method_args", {}).items() if k != "teacher"}
+            alone = json.dumps({**cell, "method_args": args}, sort_keys=True)
+            if alone in seen:
+                continue
             seen.add(alone)
             e = experiment.prepare({**defaults(), **cell}, set(cell), coming=c.after)
             assert e.parameters["method"] == cell["method"]
-            if file.parent.name == "quick": assert e.parameters["epochs"] <= 30, file.name
+            if file.parent.name == "quick":
+                assert e.parameters["epochs"] <= 30, file.name
 
 
 # ---------------------------------------------------------------- identity
-MATE_2 = dict(dataset="cifar100", model="vgg16", exits="sepconv", recipe="mate", select="best-test", method="mate", preset="paper")
+MATE_2 = dict(dataset="cifar100", model="vgg16", exits="sepconv", recipe="mate", select="best-test",
+              method="mate", preset="paper")
 
 
-@pytest.mark.parametrize("change", [dict(dataset="cifar10"), dict(image_size=64), dict(images_per_class=100), dict(select="best-val"),
-                                    dict(model="resnet18"), dict(exits="conv"), dict(model_args=dict(at=[1, 2, 3])), dict(method="eed"),
-                                    dict(preset="default", method_args=dict(alpha=1.0)), dict(epochs=200), dict(batch_size=64), dict(lr=0.05),
-                                    dict(milestones=[0.3]), dict(weight_decay=1e-4), dict(label_smoothing=0.1)])
+@pytest.mark.parametrize("change", [dict(dataset="cifar10"), dict(image_size=64), dict(images_per_class=100),
+                                    dict(select="best-val"), dict(model="resnet18"), dict(exits="conv"),
+                                    dict(model_args=dict(at=[1, 2, 3])), dict(method="eed"),
+                                    dict(preset="default", method_args=dict(alpha=1.0)), dict(epochs=200),
+                                    dict(batch_size=64), dict(lr=0.05), dict(milestones=[0.3]),
+                                    dict(weight_decay=1e-4), dict(label_smoothing=0.1)])
 def test_whatever_differs_is_another_arm(change):
     assert arms.identity(MATE_2).differences(arms.identity(MATE_2 | change))
 
 
-@pytest.mark.parametrize("change", [dict(seed=3), dict(split_seed=3), dict(device="cpu"), dict(precision="fp32"), dict(compile=True), dict(epochs=300),
-                                    dict(method_args=dict(alpha=3.0, temperature=3)), dict(unlabelled_ratio=0.5), dict(run_id="x")])
+@pytest.mark.parametrize("change", [dict(seed=3), dict(split_seed=3), dict(device="cpu"),
+                                    dict(precision="fp32"), dict(compile=True), dict(epochs=300),
+                                    dict(method_args=dict(alpha=3.0, temperature=3)),
+                                    dict(unlabelled_ratio=0.5), dict(run_id="x")])
 def test_what_does_not_matter_is_the_same_arm(change):
     assert arms.identity(MATE_2) == arms.identity(MATE_2 | change)
 
@@ -231,13 +263,15 @@ def test_unlabelled_images_are_part_of_the_identity():
 def test_a_teacher_is_part_of_the_identity():
     def student(**teacher):
         return dict(dataset="cifar100", model="resnet8", exits="none", recipe="dih", method="kd",
-                    method_args=dict(teacher=dict(dataset="cifar100", model="resnet20", exits="none", recipe="dih", method="baseline") | teacher))
+                    method_args=dict(teacher=dict(dataset="cifar100", model="resnet20", exits="none",
+                                                  recipe="dih", method="baseline") | teacher))
     assert arms.identity(student()) == arms.identity(student(seed=4))
     assert arms.identity(student()).differences(arms.identity(student(epochs=10))).keys() == {"teacher"}
 
 
 def test_a_steered_run_fills_nothing(tmp_path):
-    run = arms.example_run(tmp_path, "mate", 0, [70, 75, 78, 79], **{k: v for k, v in MATE_2.items() if k != "method"}, epochs=300)
+    run = arms.example_run(tmp_path, "mate", 0, [70, 75, 78, 79],
+                           **{k: v for k, v in MATE_2.items() if k != "method"}, epochs=300)
     assert by_identity([run])[MATE_2] == [run]
     run.event(2.5, "alpha", 3., 1.)
     assert by_identity([run])[MATE_2] == []
@@ -249,5 +283,7 @@ def test_what_there_is_not(tmp_path):
                         (lambda: pub.paper_table("mate", 2, [], show=("theirs",)), "show='theirs'"),
                         (lambda: pub.paper_table("mate", 2, [], form="quik"), "unknown form 'quik'"),
                         (lambda: pub.paper_figure("mate", 4, []), "unknown figure of mate: '4'"),
-                        (lambda: pub.paper_figure("dbt", 6, []), "data/sweeps/full/dbt_table_2.yaml trains them")):
-        with pytest.raises(InputError, match=words): call()
+                        (lambda: pub.paper_figure("dbt", 6, []),
+                         "data/sweeps/full/dbt_table_2.yaml trains them")):
+        with pytest.raises(InputError, match=words):
+            call()

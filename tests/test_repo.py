@@ -116,7 +116,7 @@ def floor(f: str) -> int | None:
     m = re.match(r"nbs/(\d\d)_", f)
     if m:
         return int(m[1])
-    stands = dict(datasets=19, methods=39, papers=59)
+    stands = dict(datasets=19, methods=39, papers=79)
     return stands.get(f.split("/")[1] if f.count("/") > 1 else "")
 
 
@@ -155,6 +155,21 @@ def against_the_floors(nbs: dict[str, dict]) -> list[str]:
 
 def test_imports_go_down():
     assert not against_the_floors({f: load(f) for f in notebooks()})
+
+
+def numbers_twice(files: list[str]) -> list[str]:
+    "Sentences about numbers under which more than one notebook stands."
+    standing = {}
+    for f in sorted(files):
+        if m := re.match(r"nbs/(\d\d)_", f):
+            standing.setdefault(m[1], []).append(f)
+    return [f"{n}: {' and '.join(found)}" for n, found in standing.items() if len(found) > 1]
+
+
+def test_each_number_is_one_notebook():
+    assert not numbers_twice(notebooks())
+    twice = ["nbs/10_data.ipynb", "nbs/10_images.ipynb", "nbs/11_losses.ipynb", "nbs/labs/10_x.ipynb"]
+    assert numbers_twice(twice) == ["10: nbs/10_data.ipynb and nbs/10_images.ipynb"]
 
 
 def test_imports_going_up_are_noticed():

@@ -1,4 +1,4 @@
-"""The report: statistics against numpy and scipy, tables in three forms, what counts for a published number."""
+"""The report: statistics against numpy and scipy, tables in three forms, what stands beside the papers'."""
 import io
 import json
 import math
@@ -16,30 +16,35 @@ from multiexit_nb.analysis.paper import list_tables
 from multiexit_nb.core import InputError
 from multiexit_nb.papers.eed import before_and_after
 
-TOP1 = {"branchynet": ("default", [80.0, 88.0, 90.0, 91.0]), "byot": ("mate", [82.0, 89.0, 90.0, 91.5]), "mate": ("paper", [84.0, 90.0, 91.0, 92.0])}
+TOP1 = {"branchynet": ("default", [80.0, 88.0, 90.0, 91.0]), "byot": ("mate", [82.0, 89.0, 90.0, 91.5]),
+        "mate": ("paper", [84.0, 90.0, 91.0, 92.0])}
 
 
 @pytest.fixture
 def runs(tmp_path):
     rng = np.random.default_rng(1)
     for method, (preset, base) in TOP1.items():
-        for seed in range(4): arms.example_run(tmp_path/"runs", method, seed, base + rng.normal(0, 0.5, 4), preset=preset)
+        for seed in range(4):
+            arms.example_run(tmp_path/"runs", method, seed, base + rng.normal(0, 0.5, 4), preset=preset)
     return tmp_path/"runs"
 
 
 def scores(runs, method, exit):
-    return np.array([r.result["test"]["top1"][exit - 1] for r in arms.finished_runs(runs) if r.parameters["method"] == method])
+    return np.array([r.result["test"]["top1"][exit - 1] for r in arms.finished_runs(runs)
+                     if r.parameters["method"] == method])
 
 
 # ---------------------------------------------------------------- statistics
 def test_means_and_spreads_are_scipys(runs):
-    s = report.summary(report.results(runs)).query("metric == 'top1' and method == 'mate (paper)' and exit == 2").iloc[0]
+    s = report.summary(report.results(runs))
+    s = s.query("metric == 'top1' and method == 'mate (paper)' and exit == 2").iloc[0]
     x = scores(runs, "mate", 2)
     assert s.n == 4 and s["mean"] == pytest.approx(x.mean()) and s["std"] == pytest.approx(x.std(ddof=1))
     low, high = stats.t.interval(0.95, 3, x.mean(), stats.sem(x))
     assert s.ci == pytest.approx((high - low)/2) and s.se == pytest.approx(1.96*stats.sem(x))
     assert all(np.isnan(report.spread([70.0], k)) for k in ("std", "ci", "se"))
-    with pytest.raises(InputError, match="spread='sd'"): report.spread([1, 2], "sd")
+    with pytest.raises(InputError, match="spread='sd'"):
+        report.spread([1, 2], "sd")
 
 
 def test_paired_tests_are_scipys(runs):
@@ -47,11 +52,14 @@ def test_paired_tests_are_scipys(runs):
     assert len(t) == 8 and set(t.other) == {"branchynet"}
     for r in t.itertuples():
         a, b = scores(runs, r.method.split()[0], r.exit), scores(runs, "branchynet", r.exit)
-        assert r.p == pytest.approx(stats.ttest_rel(a, b).pvalue) and r.difference == pytest.approx((a - b).mean()) and r.n == 4
+        assert r.p == pytest.approx(stats.ttest_rel(a, b).pvalue)
+        assert r.difference == pytest.approx((a - b).mean())
+        assert r.n == 4
         assert r.ci == pytest.approx(stats.t.ppf(0.975, 3)*stats.sem(a - b))
     assert np.allclose(t.p_holm, report.holm(t.p))
     assert len(report.paired_tests(report.results(runs))) == 12     # all three pairs
-    with pytest.raises(InputError, match="Did you mean 'branchynet'"): report.paired_tests(report.results(runs), "branchinet")
+    with pytest.raises(InputError, match="Did you mean 'branchynet'"):
+        report.paired_tests(report.results(runs), "branchinet")
 
 
 def test_holm_by_hand():
@@ -64,22 +72,28 @@ def test_no_p_value_from_nothing():
     assert np.isnan(report.paired_p([1.])) and np.isnan(report.paired_p([.5, .5, .5]))
     d = [.3, .5, -.1, .8, .4, .6]
     assert report.paired_p(d) == pytest.approx(stats.ttest_1samp(d, 0).pvalue)
-    assert report.paired_p(d, "wilcoxon") == pytest.approx(stats.wilcoxon(d).pvalue) and np.isnan(report.paired_p(d[:5], "wilcoxon"))
-    with pytest.raises(InputError, match="test='z'"): report.paired_p(d, "z")
+    assert report.paired_p(d, "wilcoxon") == pytest.approx(stats.wilcoxon(d).pvalue)
+    assert np.isnan(report.paired_p(d[:5], "wilcoxon"))
+    with pytest.raises(InputError, match="test='z'"):
+        report.paired_p(d, "z")
 
 
 def test_one_seed_is_a_gap_in_spread_and_test(tmp_path):
-    for m in ("eed", "mate"): arms.example_run(tmp_path, m, 0, [70, 71])
+    for m in ("eed", "mate"):
+        arms.example_run(tmp_path, m, 0, [70, 71])
     res = report.results(tmp_path)
     text = report.table_markdown(report.table_by_exit(res))
     assert "70.00 |" in text and "One seed has no spread" in text and "± 0" not in text
     tests = report.paired_tests(res)
-    assert tests.p.isna().all() and tests.p_holm.isna().all() and "p\u00a0" not in report.table_markdown(report.table_of_tests(tests)).split("*±")[0]
+    assert tests.p.isna().all()
+    assert tests.p_holm.isna().all()
+    assert "p\u00a0" not in report.table_markdown(report.table_of_tests(tests)).split("*±")[0]
 
 
 # ---------------------------------------------------------------- runs
 def test_only_seeds_are_averaged(tmp_path):
-    for seed in range(2): arms.example_run(tmp_path, "mate", seed, [70, 80])
+    for seed in range(2):
+        arms.example_run(tmp_path, "mate", seed, [70, 80])
     arms.example_run(tmp_path, "mate", 2, [50, 60], method_args=dict(alpha=1.0))
     arms.example_run(tmp_path/"x", "mate", 0, [10, 20], epochs=9).path.rename(tmp_path/"other")
     s = report.summary(report.results(tmp_path)).query("metric == 'top1' and exit == 1").set_index("method")
@@ -101,8 +115,11 @@ def test_the_newest_of_twins_counts(tmp_path):
 def test_unfinished_runs_and_empty_folders(runs, tmp_path):
     (next(runs.iterdir())/"result.json").unlink()
     assert len(arms.finished_runs(runs)) == 11
-    assert len(report.results([])) == 0 and len(report.paired_tests(report.results([]))) == 0 and len(pub.beside_papers([])) == 0
-    with pytest.raises(InputError, match="no such folder"): arms.finished_runs(tmp_path/"nowhere")
+    assert len(report.results([])) == 0
+    assert len(report.paired_tests(report.results([]))) == 0
+    assert len(pub.beside_papers([])) == 0
+    with pytest.raises(InputError, match="no such folder"):
+        arms.finished_runs(tmp_path/"nowhere")
 
 
 # ---------------------------------------------------------------- forms
@@ -111,38 +128,48 @@ def test_three_forms_hold_the_same_numbers(runs, tmp_path):
     x = scores(runs, "mate", 1)
     cell = f"{x.mean():.2f} ± {stats.t.ppf(.975, 3)*stats.sem(x):.2f}"
     md, latex = report.table_markdown(table), report.table_latex(table)
-    assert f"**{cell}**".replace(" ", "\u00a0") in md and (r"\textbf{" + cell + "}").replace("±", r"$\pm$") in latex
+    assert f"**{cell}**".replace(" ", "\u00a0") in md
+    assert (r"\textbf{" + cell + "}").replace("±", r"$\pm$") in latex
     rows = [line for line in md.splitlines() if line.startswith("|")]
     assert len(rows) == 6 and len({line.count("|") for line in rows}) == 1
     body = latex.split(r"\midrule")[1].split(r"\bottomrule")[0].strip().splitlines()
-    assert latex.count(r"\toprule") == 1 and len(body) == 4 and all(line.count("&") == 5 and line.endswith(r"\\") for line in body)
+    assert latex.count(r"\toprule") == 1
+    assert len(body) == 4
+    assert all(line.count("&") == 5 and line.endswith(r"\\") for line in body)
     back = pd.read_csv(io.StringIO(table.csv()))
     assert back.query("method == 'mate (paper)' and exit == 1")["mean"].item() == pytest.approx(x.mean())
     files = report.save_table(table, tmp_path/"out", "accuracy")
-    assert sorted(f.name for f in files) == ["accuracy.csv", "accuracy.md", "accuracy.tex"] and files[0].read_text() == md
-    with pytest.raises(InputError, match="unknown format 'docx'"): report.save_table(table, tmp_path, "x", ["docx"])
+    assert sorted(f.name for f in files) == ["accuracy.csv", "accuracy.md", "accuracy.tex"]
+    assert files[0].read_text() == md
+    with pytest.raises(InputError, match="unknown format 'docx'"):
+        report.save_table(table, tmp_path, "x", ["docx"])
 
 
 def test_latex_is_escaped():
     assert report.tex("a_b & 5 % ± –") == r"a\_b \& 5 \% $\pm$ --"
-    assert report.number(None) == "–" == report.number(np.nan) and report.number(-1.234, .5) == "−1.23 ± 0.50" and report.number(-0.001, sign=True) == "0.00"
+    assert report.number(None) == "–" == report.number(np.nan)
+    assert report.number(-1.234, .5) == "−1.23 ± 0.50"
+    assert report.number(-0.001, sign=True) == "0.00"
 
 
-# ---------------------------------------------------------------- what a design could have found, and honest bold
+# ---------------------------------------------------------- what a design could have found, and honest bold
 def test_the_least_difference_is_found_in_four_of_five_studies():
     "Simulated: with that true difference, a paired t-test at 5 % finds it in about 80 %."
     rng = np.random.default_rng(0)
     n, found = 5, 0
     least = (stats.t.ppf(.975, n - 1) + stats.t.ppf(.8, n - 1))/n**.5      # for s = 1
-    assert report.least_difference([-1.5811388/2, 0, 0, 0, 1.5811388/2]) == pytest.approx(least*np.std([-.79056942, 0, 0, 0, .79056942], ddof=1))
-    for _ in range(2000): found += report.paired_p(rng.normal(least, 1, n)) < .05
+    d = [-.79056942, 0, 0, 0, .79056942]
+    assert report.least_difference(d) == pytest.approx(least*np.std(d, ddof=1))
+    for _ in range(2000):
+        found += report.paired_p(rng.normal(least, 1, n)) < .05
     assert .7 < found/2000 < .9
 
 
 def test_the_primary_comparison_is_of_the_mean_over_exits(runs):
     t = report.primary_tests(report.results(runs), "branchynet").set_index("method")
     d = np.mean([scores(runs, "mate", m) - scores(runs, "branchynet", m) for m in range(1, 5)], 0)
-    assert t.difference["mate (paper)"] == pytest.approx(d.mean()) and t.p["mate (paper)"] == pytest.approx(stats.ttest_1samp(d, 0).pvalue)
+    assert t.difference["mate (paper)"] == pytest.approx(d.mean())
+    assert t.p["mate (paper)"] == pytest.approx(stats.ttest_1samp(d, 0).pvalue)
     assert t.least["mate (paper)"] == pytest.approx(report.least_difference(d, 2))
     assert len(report.primary_tests(report.results([]))) == 0
 
@@ -173,7 +200,10 @@ def test_a_paper_table_with_stand_ins(runs):
     table = pub.paper_table("mate", 2, runs, instead=dict(cifar100="digits", vgg16="tiny"))
     row = table.numbers.query("model_id == 'vgg16' and method == 'mate' and exit == '1'").iloc[0]
     mean = scores(runs, "mate", 1).mean()
-    assert row.ours == pytest.approx(mean) and row.value == 70.79 and row.difference == pytest.approx(mean - 70.79) and row.n == 4
+    assert row.ours == pytest.approx(mean)
+    assert row.value == 70.79
+    assert row.difference == pytest.approx(mean - 70.79)
+    assert row.n == 4
     assert table.cells.loc[("VGG16", "1", "ours"), "dks"] == "–"
     assert table.cells.loc[("VGG16", "1", "ours"), "mate"].startswith(f"{row.ours:.2f} ±")
     assert "digits in place of cifar100" in table.title and "best test accuracy" in " ".join(table.notes)
@@ -182,27 +212,33 @@ def test_a_paper_table_with_stand_ins(runs):
 
 def test_stand_ins_of_two_recipes_do_not_mix(runs):
     "The recipe that most arms have runs of, and the same for all cells; not the newest of each."
-    arms.example_run(runs/"x", "mate", 0, [10, 20, 30, 40], epochs=9, preset="paper").path.rename(runs/"other")
+    other = arms.example_run(runs/"x", "mate", 0, [10, 20, 30, 40], epochs=9, preset="paper")
+    other.path.rename(runs/"other")
     arms.example_run(runs, "dks", 0, [10, 20, 30, 40], epochs=9)
     rows = paper_rows("mate", 2, runs, instead=dict(cifar100="digits", vgg16="tiny"))
     ours = rows.query("model_id == 'vgg16' and exit == '1'").set_index("method").ours
-    assert ours["mate"] == pytest.approx(np.mean([r.result["test"]["top1"][0] for r in arms.finished_runs(runs)
-                                                  if r.parameters["method"] == "mate" and r.parameters["epochs"] == 5]))
+    found = arms.finished_runs(runs)
+    mate = [r for r in found if (r.parameters["method"], r.parameters["epochs"]) == ("mate", 5)]
+    assert ours["mate"] == pytest.approx(np.mean([r.result["test"]["top1"][0] for r in mate]))
     assert math.isnan(ours["dks"])
 
 
-EED = dict(dataset="cifar100", model="resnet18", exits="conv", epochs=200, milestones=[0.375, 0.65, 0.9], select="best-test")
+EED = dict(dataset="cifar100", model="resnet18", exits="conv", epochs=200, milestones=[0.375, 0.65, 0.9],
+           select="best-test")
 
 
 def test_hyperparameters_decide_which_line_a_run_counts_for(tmp_path):
     arms.example_run(tmp_path, "eed", 0, [70, 75, 78, 79], **EED, method_args=dict(distance="mse"))
-    arms.example_run(tmp_path, "eed", 0, [60, 65, 68, 69], **EED, method_args=dict(distance="mse", teacher_exits=[1, 4]))
+    arms.example_run(tmp_path, "eed", 0, [60, 65, 68, 69], **EED,
+                     method_args=dict(distance="mse", teacher_exits=[1, 4]))
     arms.example_run(tmp_path, "eed", 0, [50, 55, 58, 59], **EED, preset="paper")      # no line of the tables
-    arms.example_run(tmp_path, "eed", 0, [20, 25, 28, 29], **EED | dict(epochs=30), method_args=dict(distance="mse", beta=0.0))
+    arms.example_run(tmp_path, "eed", 0, [20, 25, 28, 29], **EED | dict(epochs=30),
+                     method_args=dict(distance="mse", beta=0.0))
     iv = pub.paper_table("eed", "IV", tmp_path).numbers.dropna(subset="ours").set_index("method").ours
     assert dict(iv) == {"eed(teacher=Exit1 + Main)": 69, "eed(teacher=Exit1 + Exit2 + Exit3 + Main)": 79}
     one = pub.paper_table("eed", "I", tmp_path).numbers.dropna(subset="ours")
-    assert set(one.method) == {"eed(MSE, beta=0)"} and one.set_index("exit").ours.to_dict() == {"main": 79, "1": 70, "2": 75, "3": 78}
+    assert set(one.method) == {"eed(MSE, beta=0)"}
+    assert one.set_index("exit").ours.to_dict() == {"main": 79, "1": 70, "2": 75, "3": 78}
     assert set(pub.beside_papers(tmp_path).table) == {"I", "IV"}
 
 
@@ -211,13 +247,15 @@ def test_exits_of_another_kind_are_another_paper(tmp_path):
     mate = dict(dataset="cifar100", model="resnet18", exits="sepconv", epochs=300, select="best-test")
     arms.example_run(tmp_path, "branchynet", 0, [1, 2, 3, 4], **EED)
     arms.example_run(tmp_path/"x", "branchynet", 0, [5, 6, 7, 8], **mate).path.rename(tmp_path/"other")
-    def ours(paper, table): return paper_rows(paper, table, tmp_path).query("model_id == 'resnet18' and method == 'branchynet'").ours.tolist()
+    def ours(paper, table):
+        rows = paper_rows(paper, table, tmp_path)
+        return rows.query("model_id == 'resnet18' and method == 'branchynet'").ours.tolist()
     assert sorted(ours("eed", "I")) == [1, 2, 3, 4] and ours("mate", "2") == [5, 6, 7, 8]
 
 
 def test_a_parquet_copy_counts_for_its_data_set(tmp_path):
-    arms.example_run(tmp_path, "mate", 0, [70, 75, 78, 79], dataset="parquet:/somewhere/cifar100", model="vgg16", preset="paper",
-                     epochs=300, select="best-test")
+    arms.example_run(tmp_path, "mate", 0, [70, 75, 78, 79], dataset="parquet:/somewhere/cifar100",
+                     model="vgg16", preset="paper", epochs=300, select="best-test")
     assert pub.beside_papers(tmp_path).groupby("table").ours.first()["2"] == 70
 
 
@@ -226,10 +264,13 @@ def test_every_published_table_can_be_shown(name):
     paper, table = name.split(" ", 1)
     t = pub.paper_table(paper, table, [])
     text = report.table_markdown(t)
-    assert text.count("\n|") == len(t.cells) + 2 and "nan" not in text.lower() and r"\bottomrule" in report.table_latex(t)
+    assert text.count("\n|") == len(t.cells) + 2
+    assert "nan" not in text.lower()
+    assert r"\bottomrule" in report.table_latex(t)
     rows, cost = t.numbers, t.numbers.metric.isin(COSTS)
     assert rows[~cost].ours.isna().all() and rows[cost].ours.notna().all()
-    if cost.all(): assert ((rows.ours/rows.value - 1).abs() < .06).all()
+    if cost.all():
+        assert ((rows.ours/rows.value - 1).abs() < .06).all()
     alone = pub.paper_table(paper, table, [], show=("paper",))
     assert "source" not in alone.cells.index.names and len(alone.numbers) == len(rows)
 
@@ -245,34 +286,43 @@ def test_figure_lines_are_means_over_seeds(runs):
     assert "3 of 15 arms" in fig.layout.title.text
 
 
-SMALL = dict(dataset="digits", images_per_class=14, model="msdnet", model_args=dict(num_exits=4, channels=8, growth=4), exits="msdnet",
-             method="dbt", preset="paper", recipe="default", epochs=1, batch_size=64, precision="fp32", channels_last="false")
+SMALL = dict(dataset="digits", images_per_class=14, model="msdnet",
+             model_args=dict(num_exits=4, channels=8, growth=4), exits="msdnet",
+             method="dbt", preset="paper", recipe="default", epochs=1, batch_size=64, precision="fp32",
+             channels_last="false")
 
 
 def test_budget_figures_from_outputs(tmp_path):
     "DBT's budget mode and ensembles, HDKD's curve and EED's dissimilarities from a real record."
     run = experiment.prepare(SMALL, set(SMALL)).complete(bar=False)
     val, test = (run.outputs(s) for s in ("val", "test"))
-    def top5(o): return (o.logits.topk(5).indices == o.labels[:, None]).any(-1).double().mean(-1)*100
+    def top5(o):
+        return (o.logits.topk(5).indices == o.labels[:, None]).any(-1).double().mean(-1)*100
     best = [int(top5(val)[:m].argmax()) for m in range(1, 5)]
     instead = {"cifar100(150)": "digits(14)", "msdnet_dbt_cifar": "msdnet"}
     got = pub.paper_figure("dbt", 3, [run], instead=instead).data[0]
-    assert got.name == "distillation, semi-supervised" and list(got.y) == pytest.approx([float(top5(test)[b]) for b in best])
+    assert got.name == "distillation, semi-supervised"
+    assert list(got.y) == pytest.approx([float(top5(test)[b]) for b in best])
     assert cost_of(run) == (run.model().cost(), run.model().cost(earlier_heads=True))
     assert len(pub.paper_figure("dbt", 5, [run], instead=instead).data)
     rdms = before_and_after(run, 40)
     d, rows = rdms["probabilities"], np.array(rdms["probabilities"].index.get_level_values("image"))
-    assert list(rdms) == ["features", "probabilities"] and len(rows) == 40 and test.labels[rows].bincount().tolist() == [4]*10
+    assert list(rdms) == ["features", "probabilities"]
+    assert len(rows) == 40
+    assert test.labels[rows].bincount().tolist() == [4]*10
     p = test.logits[-1][rows].softmax(-1)
-    assert d.values[3, 7] == pytest.approx(1 - stats.pearsonr(p[3], p[7])[0], abs=2e-3)      # stored as float16
+    # stored as float16
+    assert d.values[3, 7] == pytest.approx(1 - stats.pearsonr(p[3], p[7])[0], abs=2e-3)
 
 
 def test_students_of_several_teachers_are_one_arm(tmp_path):
-    "Every seed has a teacher of its own; the table names its network. In the papers' rows a cohort's student is its last member."
-    dih = dict(dataset="cifar100", exits="none", epochs=200, batch_size=64, nesterov=True, milestones=[0.3, 0.6, 0.9])
+    "Every seed has a teacher of its own; the table names its network. A cohort's student is its last member."
+    dih = dict(dataset="cifar100", exits="none", epochs=200, batch_size=64, nesterov=True,
+               milestones=[0.3, 0.6, 0.9])
     for seed in (0, 1):
         teacher = arms.example_run(tmp_path, "baseline", seed, [70.], model="resnet20", **dih)
-        arms.example_run(tmp_path, "kd", seed, [60. + seed], model="resnet8", method_args=dict(teacher=teacher.id), **dih)
+        arms.example_run(tmp_path, "kd", seed, [60. + seed], model="resnet8",
+                         method_args=dict(teacher=teacher.id), **dih)
         arms.example_run(tmp_path, "dml", seed, [72., 58. + seed], model="resnet20+resnet8", **dih)
     r = report.results(tmp_path)
     kd = r[(r.method == "kd (teacher=resnet20)") & (r.metric == "top1")]
@@ -280,5 +330,8 @@ def test_students_of_several_teachers_are_one_arm(tmp_path):
     assert not [line for line in report.uneven(tmp_path) if "teacher" in line]
     rows = paper_rows("dih", "3", arms.finished_runs(tmp_path))
     ours = rows[rows.model_id == "resnet20>resnet8"].set_index("method_id").ours
-    assert ours["kd"] == 61 and ours["dml"] == 59 and math.isnan(ours["takd"])     # the best of the seeds, as the paper has it
+    # the best of the seeds, as the paper has it
+    assert ours["kd"] == 61
+    assert ours["dml"] == 59
+    assert math.isnan(ours["takd"])
     assert rows[(rows.model_id == "resnet110>resnet8") & rows.method_id.isin(["kd", "dml"])].ours.isna().all()

@@ -152,7 +152,8 @@ def test_wrong_grids_are_one_line_before_anything_starts(wrong, says, tmp_path, 
 
 NO_GRID = ["base: [1]", "base: words", "runs: words", "runs: [a]", "runs: {a: 1}", "grid: [1]",
            "grid: words", "grid: {seed: 3}", "1: 2", "base: {1: 2}", "runs: [{method_args: 3}]",
-           "base: {method_args: [1]}", "- 1", "3", "", "base: {lr: 1e400}", "\x00"]
+           "base: {method_args: [1]}", "base: {batch_size: {a: 0, 1e-3: 1}}", "- 1", "3", "",
+           "base: {lr: 1e400}", "\x00"]
 
 
 @pytest.mark.parametrize("text", NO_GRID)

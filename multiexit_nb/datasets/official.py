@@ -141,20 +141,26 @@ def _tiny_test(top: Path, wnids: list[str]) -> list[tuple[Path, int]]:
     _consistent(len(rows) > 0 and fits, file, "expected a file and a class of wnids.txt in each line")
     return [(top/"val"/"images"/r[0], place[r[1]]) for r in rows]
 
+# %% ../../nbs/datasets/official.ipynb #words
+def _words(file: Path, wnids: list[str]) -> list[str]:
+    "The first word of each class."
+    rows = [line.split("\t", 1) for line in file.read_text().splitlines()]
+    words = {r[0]: r[1] for r in rows if len(r) == 2}
+    _consistent(words.keys() >= set(wnids), file, "expected words for each class of wnids.txt")
+    return [words[w].split(",")[0].strip() for w in wnids]
+
 # %% ../../nbs/datasets/official.ipynb #tinyimagenet
 @register_dataset("tinyimagenet", num_classes=200, image_size=64)
 def tinyimagenet(root: Path, path: str, image_size: int | None, download: bool) -> Raw:
     "TinyImageNet: 200 classes at 64 pixels, in tiny-imagenet-200/."
-    top = _complete(root/"tiny-imagenet-200", "wnids.txt", "train", "val/val_annotations.txt", "val/images")
-    wnids, words = sorted((top/"wnids.txt").read_text().split()), {}
+    top = _complete(root/"tiny-imagenet-200", "wnids.txt", "words.txt", "train",
+                    "val/val_annotations.txt", "val/images")
+    wnids = sorted((top/"wnids.txt").read_text().split())
     _consistent(len(wnids) == len(set(wnids)) > 1, top/"wnids.txt", "expected different classes")
-    if (top/"words.txt").exists():
-        words = dict(line.split("\t", 1) for line in (top/"words.txt").read_text().splitlines())
 
     def part(files):
         labels = torch.tensor([i for _, i in files])
         return Encoded([str(f) for f, _ in files], image_size or 64, str(top)), labels
 
-    names = [words.get(w, w).split(",")[0].strip() for w in wnids]
     train, test = part(_tiny_train(top, wnids)), part(_tiny_test(top, wnids))
-    return Raw(train, test, class_names=names, val_per_class=50)
+    return Raw(train, test, class_names=_words(top/"words.txt", wnids), val_per_class=50)
