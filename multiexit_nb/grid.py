@@ -59,11 +59,15 @@ class Cell:
 
 def cell_id(p: dict) -> str:
     "The folder's name."
-    digest = hashlib.sha256(json.dumps(p, sort_keys=True, default=str).encode()).hexdigest()[:10]
+    digest = hashlib.sha256(json.dumps(_text_keys(p), sort_keys=True, default=str).encode()).hexdigest()[:10]
     dataset = Path(str(p.get("dataset", "digits")).rpartition(":")[2]).name
     words = [dataset, p.get("model", "tiny"), p.get("method", "mate"), f"s{p.get('seed', 0)}"]
     name = re.sub(r"[^\w.+-]", "_", "-".join(map(str, words))).lstrip(".")
     return name.encode()[:100].decode(errors="ignore") + f"-{digest}"
+
+def _text_keys(x):
+    "As JSON names them: keys of different types cannot be sorted."
+    return {str(k): _text_keys(v) for k, v in x.items()} if isinstance(x, dict) else x
 
 # %% ../nbs/45_grid.ipynb #cells
 def cells(grid: dict) -> list[Cell]:
