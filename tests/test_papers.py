@@ -99,8 +99,8 @@ def stand_in(folder: Path, cell, number: int):
     result = dict(select=p["select"], selected_epoch=p["epochs"], last_epoch=p["epochs"], test=test,
                   test_last=test, seconds=1.)
     learned = {k: v for k, v in named_runs(p).items() if k != "teacher"}
-    about = dict(parameters=p, changes=CHANGES, started=f"{number:05}", epochs=p["epochs"], learned=learned)
-    (path/"params.json").write_text(json.dumps(about | facts))
+    record = dict(parameters=p, changes=CHANGES, started=f"{number:05}", epochs=p["epochs"], learned=learned)
+    (path/"params.json").write_text(json.dumps(record | facts))
     (path/"result.json").write_text(json.dumps(result))
     (path/"history.csv").write_text(history(M, p["epochs"]))
     g = torch.Generator().manual_seed(number)
