@@ -91,7 +91,7 @@ class Registry:
         "Decorator: register under `name`; `info` is kept beside the thing as `thing.info`."
         def register(thing):
             old = self._items.get(name)
-            if old is not None and old.__qualname__ != thing.__qualname__:
+            if old is not None and not _may_replace(old, thing):
                 raise ValueError(f"{self.kind} {name!r} is already {old.__module__}.{old.__qualname__}")
             thing.info = info
             thing.name = name
@@ -111,6 +111,10 @@ class Registry:
     def names(self) -> list[str]:
         "All names, sorted."
         return sorted(self._items)
+def _may_replace(old, new) -> bool:
+    "Whether it is the same thing once more: of its own module, or tried out in a notebook."
+    modules = {old.__module__, new.__module__}
+    return old.__qualname__ == new.__qualname__ and (len(modules) == 1 or "__main__" in modules)
 
 # %% ../nbs/00_core.ipynb #project-root
 _SECTION = "multiexit_nb"
@@ -130,7 +134,8 @@ def project_root() -> Path:
     return next((folder for folder in (here, *here.parents, source) if _is_root(folder)), here)
 
 # %% ../nbs/00_core.ipynb #read-ini
-_DEFAULTS = dict(datasets="data/datasets", runs="data/runs", device="auto", workers="auto", threads="auto")
+_DEFAULTS = dict(datasets="data/datasets", runs="data/runs", device="auto", workers="auto", threads="auto",
+                 plugins="")
 
 def _read_ini(file: Path) -> dict[str, str]:
     "The entries of a settings.ini. Raises InputError if it cannot be read as one."

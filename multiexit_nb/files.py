@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['MANIFEST', 'ABSENT', 'read_manifest', 'damaged', 'digest', 'write_file', 'keep_manifest', 'to_json', 'json_text',
-           'write_json', 'opened', 'exists', 'read_json', 'read_table', 'read_tensors', 'Claim', 'is_claimed']
+           'write_json', 'opened', 'exists', 'read_json', 'read_table', 'read_tensors', 'Claim', 'is_claimed',
+           'new_folder', 'give_name']
 
 # %% ../nbs/06_files.ipynb #c02
-import contextlib, hashlib, json, threading, weakref
+import contextlib, hashlib, json, secrets, shutil, threading, time, weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
@@ -240,5 +241,33 @@ def is_claimed(folder: Path) -> bool:
     try:
         _locked(folder, "it", patience=0).release()
     except InputError:
+        return True
+    return False
+
+# %% ../nbs/06_files.ipynb #new-folder
+_UNNAMED = ".new-"
+
+def new_folder(base: Path, what: str = "it") -> Path:
+    "A folder that has no name yet. What others left of theirs an hour ago is swept away."
+    new = base/f"{_UNNAMED}{secrets.token_hex(8)}"
+    try:
+        new.mkdir(parents=True)
+        for left in base.glob(f"{_UNNAMED}*"):
+            if time.time() - left.stat().st_mtime > 3600:
+                shutil.rmtree(left, ignore_errors=True)
+    except OSError as e:
+        raise InputError(f"cannot write {what} into {base}: {e.strerror or e}") from None
+    keep_manifest(new)
+    return new
+
+# %% ../nbs/06_files.ipynb #give-name
+def give_name(new: Path, path: Path) -> bool:
+    "Give a new folder its name, unless there is something of that name."
+    if path.is_dir() and all(f.name.endswith(".tmp") for f in path.iterdir()):    # a killed one's
+        shutil.rmtree(path, ignore_errors=True)
+    if path.is_symlink():
+        return False
+    with contextlib.suppress(OSError):
+        new.rename(path)
         return True
     return False

@@ -6,9 +6,9 @@
 __all__ = ['Run', 'check_id', 'run_folders', 'data_of', 'list_runs', 'damaged_runs', 'whole_runs']
 
 # %% ../nbs/43_runs.ipynb #c02
-import contextlib, datetime, re, secrets, shutil, time
+import contextlib, datetime, re, shutil
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 from fastcore.basics import patch
@@ -22,6 +22,7 @@ from .history import read_history, tidy_table
 from .methods import CHANGES, as_meant, create_method
 from .models import create_model, options_as_meant
 from .outputs import Outputs, from_tensors, to_tensors
+from .plugins import check_plugins
 from .processes import of_first, rank_and_size
 from .published_tables import published, published_for  # noqa: F401
 from .record import RECORD, SELECTIONS, provenance, read_about, read_result, this_notebook
@@ -108,9 +109,10 @@ def create(cls: Run, parameters: dict, id: str = "", folder=None, **about) -> Ru
     base = _runs_folder(folder)
     first = check_id(id) if id else _new_id(parameters)
     record = dict(record=RECORD, changes=CHANGES, parameters=parameters)
-    new = _new_folder(base, record | about | provenance())
+    new = files.new_folder(base, "a run")
+    write_json(new/"params.json", record | about | provenance())
     for name in [first] if id else [first, *(f"{first}-{i}" for i in range(2, 1000))]:
-        if _named(new, base/name):
+        if files.give_name(new, base/name):
             run = Run(Path(of_first(str(base/name))))
             run.claim.take(f"run {run.id}")
             return run
@@ -119,34 +121,6 @@ def create(cls: Run, parameters: dict, id: str = "", folder=None, **about) -> Ru
 
 def _runs_folder(folder=None) -> Path:
     return Path(folder) if folder else settings()["runs"]
-
-# %% ../nbs/43_runs.ipynb #new-folder
-_UNNAMED = ".new-"
-
-def _new_folder(base: Path, about: dict) -> Path:
-    "A folder that has no name yet. What others left of theirs an hour ago is swept away."
-    new = base/f"{_UNNAMED}{secrets.token_hex(8)}"
-    try:
-        new.mkdir(parents=True)
-        for left in base.glob(f"{_UNNAMED}*"):
-            if time.time() - left.stat().st_mtime > 3600:
-                shutil.rmtree(left, ignore_errors=True)
-    except OSError as e:
-        raise InputError(f"cannot write a run into {base}: {e.strerror or e}") from None
-    files.keep_manifest(new)
-    write_json(new/"params.json", about)
-    return new
-
-def _named(new: Path, path: Path) -> bool:
-    "Give the new folder its name, unless there is something of that name."
-    if path.is_dir() and all(f.name.endswith(".tmp") for f in path.iterdir()):    # a killed one's
-        shutil.rmtree(path, ignore_errors=True)
-    if path.is_symlink():
-        return False
-    with contextlib.suppress(OSError):
-        new.rename(path)
-        return True
-    return False
 
 # %% ../nbs/43_runs.ipynb #load
 _FILES = ("params.json", "history.csv", "result.json", "checkpoint.pt", "weights.safetensors",
@@ -246,16 +220,24 @@ def events(self: Run):
 
 @patch
 def event(self: Run, epoch: float, name: str, old, value):
-    "Write down a change."
+    "Write down a change; what is moved again at the same place has changed once, or not at all."
     import pandas as pd
-    row = pd.DataFrame([dict(epoch=epoch, name=name, old=old, value=value)])
-    rows = pd.concat([self.events, row], ignore_index=True) if len(self.events) else row
+    before = self.events
+    same = (before["epoch"] == epoch) & (before["name"] == name)
+    old = before.old[same].iloc[0] if same.any() else old
+    rows = before[~same].to_dict("records")
+    if str(old) != str(value):
+        rows.append(dict(epoch=epoch, name=name, old=old, value=value))
+    rows = pd.DataFrame(rows, columns=list(_EVENT))
     self.write("events.csv", lambda tmp: rows.to_csv(tmp, index=False))
 
 # %% ../nbs/43_runs.ipynb #steered
 @patch(as_prop=True)
 def steered(self: Run) -> str:
     "What a person did while it trained, in words; empty for an ordinary run."
+    if not files.exists(self.path/"events.csv"):
+        return ""
+
     def words(e) -> str:
         if e.name == "stop":
             return f"stopped at epoch {int(float(e.value))} of {int(float(e.old))}"
@@ -336,6 +318,7 @@ def weights(self: Run, part: str = "net") -> dict[str, Tensor]:
 @patch
 def model(self: Run):
     "The trained network, in evaluation mode."
+    check_plugins(self.id, self.about.get("plugins", {}), strict=False)
     p, classes = self.parameters, self.about["num_classes"]
     net = create_model(p["model"], classes, self.about["image_size"], p["exits"], **p.get("model_args", {}))
     given = p.get("method_args", {})
@@ -359,6 +342,7 @@ def data_of(p: dict) -> Splits:   # parameters of a run
 @patch
 def data(self: Run) -> Splits:
     "The data that the run was trained and tested on."
+    check_plugins(self.id, self.about.get("plugins", {}), strict=False)
     return data_of(self.parameters)
 
 # %% ../nbs/43_runs.ipynb #finish
@@ -421,13 +405,24 @@ def keep_notebook(self: Run) -> Path | None:
 # %% ../nbs/43_runs.ipynb #list-runs
 _LISTED = ("dataset", "model", "exits", "method", "preset", "seed", "epochs")
 
-def _row(path: Path) -> dict | None:
-    "A run as a row of the list; None if it is gone."
+def _stamp(path: Path) -> tuple:
+    "Changes when a file of a run does that its row is made of."
+    return tuple(_when(path/name) for name in ("params.json", "result.json", "events.csv", files.MANIFEST))
+
+def _when(file: Path) -> tuple | None:
+    with contextlib.suppress(OSError):
+        s = file.stat()
+        return s.st_mtime_ns, s.st_size, s.st_ino
+
+@lru_cache(10_000)
+def _row(path: Path, stamp: tuple) -> dict | None:
+    "A run as a row of the list; None if it is gone. Read again when it has another stamp."
     try:
-        run = Run.load(path)
-        top = run.result["test"]["top1"] if run.finished else [None]
-        return dict(run=run.id, **{k: run.parameters.get(k) for k in _LISTED},
-                    state="finished" if run.finished else "unfinished",
+        run = Run.load(path, path.parent)
+        p, finished = run.parameters, run.finished
+        top = run.result["test"]["top1"] if finished else [None]
+        return dict(run=run.id, **{k: p.get(k) for k in _LISTED},
+                    state="finished" if finished else "unfinished",
                     exit_1=top[0], exit_M=top[-1], started=run.about.get("started"), note=run.steered)
     except InputError as e:
         return dict(run=path.name, state="damaged", note=str(e)) if path.exists() else None
@@ -435,7 +430,7 @@ def _row(path: Path) -> dict | None:
 def list_runs(folder=None):
     "The runs in a folder as a DataFrame, newest first: id, parameters, state, test top-1, a note."
     import pandas as pd
-    rows = [_row(path) for path in reversed(run_folders(folder))]
+    rows = [_row(path, _stamp(path)) for path in reversed(run_folders(folder))]
     columns = ["run", *_LISTED, "state", "exit_1", "exit_M", "started", "note"]
     return pd.DataFrame([row for row in rows if row], columns=columns)
 

@@ -61,7 +61,9 @@ def _work(runs: RunsFolder, cell: Cell, env: dict, more: dict) -> str:
         return "finished"
     with contextlib.suppress(OSError):
         runs.note(cell, "failed").unlink(missing_ok=True)
-    parameters = {"resume": cell.id} if runs.begun(cell) else {**more, **cell.parameters, "run_id": cell.id}
+    own = {k: cell.parameters[k] for k in ("plugins",) if k in cell.parameters}
+    again = runs.begun(cell)
+    parameters = {**own, "resume": cell.id} if again else {**more, **cell.parameters, "run_id": cell.id}
     code, said = _papermill(runs, cell, parameters, env)
     if runs.run(cell).finished:
         return "finished"

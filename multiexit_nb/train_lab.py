@@ -20,6 +20,7 @@ from .figures import GREY, MARKERS, exit_colours, figure
 from .lab_figures import figure_view, redraw
 from .methods import list_methods
 from .models import list_models
+from .plugins import load_plugins
 from .runs import Run, list_runs
 from .steer import MOVABLE, Session, device_text, movable
 from .text import html
@@ -30,6 +31,7 @@ class TrainSetup(W.VBox):
     "What to train: data, network, exits, method; `.parameters` as the notebook `train` has them."
 
     def __init__(self):
+        load_plugins()
         names = [d for d in list_datasets() if not d.endswith(":")]
         self.dataset = W.Combobox(value="digits", options=names, description="data set", ensure_option=False,
                                   tooltip="a name, or imagefolder:<path>, parquet:<path>")
@@ -204,7 +206,8 @@ class TrainLab(Lab):
         self.fork = button("Fork", "", "code-fork")
         self.new = button("New", "put this run aside and begin another", "file")
         self.resume = pick("continue", "an unfinished run", [("a new run", "")])
-        self.bar, self.status = W.FloatProgress(0, min=0, max=1, layout=W.Layout(width="110px")), W.HTML()
+        self.bar = W.FloatProgress(0, min=0, max=1, layout=W.Layout(width="110px"))
+        self.status = W.HTML().add_class("mx-status")
         self.sliders = {n: self.slider(n) for n in MOVABLE}
         self.which = pick("inner state", "what of the method is shown")
         self.accuracy, self.flags = figure_view(height=285, width=600), W.HTML()

@@ -129,7 +129,8 @@ def test_a_figure_follows_its_kernel_from_the_first_change_on(labs, busy):
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_train_in_jupyterlab(labs, theme, tmp_path):
-    epoch = "[...document.body.innerText.matchAll(/epoch [0-9.]+ of/g)][0][0]"
+    status = "document.querySelector('.mx-status').innerText"     # the prose says "paused" as well
+    epoch = f"{status}.match(/epoch [0-9.]+ of/)[0]"
     with notebook(labs, f"train-{theme}.ipynb", theme) as (page, errors, elsewhere):
         page.wait_for_selector("button:has-text('Start')", timeout=60_000)
         page.locator(".widget-text:has-text('per class') input").fill("40")
@@ -137,7 +138,7 @@ def test_train_in_jupyterlab(labs, theme, tmp_path):
         press(page, "Start")
         holds(page, f"({PLOT}[0].data[0] || {{}}).name == 'exit 1'")
         press(page, "Pause")
-        says(page, "paused")
+        holds(page, f"{status}.includes('paused')")
         where = page.evaluate(epoch)
         page.wait_for_timeout(1500)
         assert page.evaluate(epoch) == where
@@ -149,7 +150,7 @@ def test_train_in_jupyterlab(labs, theme, tmp_path):
         page.wait_for_function(f"{epoch} != '{where}'", timeout=60_000)
         page.screenshot(path=tmp_path/f"train-{theme}.png")
         press(page, "Stop")
-        says(page, "finished")
+        holds(page, f"{status}.includes('finished')")
     assert not errors and not elsewhere
 
 

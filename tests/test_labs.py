@@ -78,6 +78,21 @@ def test_a_session_steps_holds_and_writes_down_what_is_moved():
     assert lr == [0.05, 0.01, 0.01]
 
 
+def test_what_is_moved_again_before_the_next_step_has_changed_once():
+    "As a slider does that is moved by keyboard: on a slow machine each key is a change of its own."
+    s = steer.Session(QUICK)
+    for value in (3.1, 3.2, 3.3):
+        s.set("alpha", value)
+    s.set("temperature", 2.0)
+    s.set("temperature", 3.0)  # where it was: nothing has happened
+    assert s.run.events[["name", "old", "value"]].values.tolist() == [["alpha", 3.0, 3.3]]
+    s.step().wait_for("paused")
+    s.set("alpha", 3.0)
+    until(lambda: len(s.run.events) == 2)
+    assert s.run.events.value.tolist() == [3.3, 3.0]
+    s.leave()
+
+
 def test_a_session_goes_through_all_phases():
     s = steer.Session(QUICK | dict(method="imta", epochs=2, method_args={"stage2_epochs": 1}))
     assert s.training.total == 3 and "of 3" in s.status()

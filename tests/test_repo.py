@@ -220,13 +220,13 @@ def test_settings_are_documented_and_read(tmp_path, monkeypatch):
     for name in list(entries):
         monkeypatch.delenv(f"MULTIEXIT_{name.upper()}", raising=False)
     monkeypatch.setenv("MULTIEXIT_ROOT", str(tmp_path))
-    other = dict(datasets="d", runs="r", device="cpu", workers="1", threads="2")
+    other = dict(datasets="d", runs="r", device="cpu", workers="1", threads="2", plugins="mine.py")
     assert set(entries) == set(other) == set(settings())
     (tmp_path/"settings.ini").write_text(
         "[multiexit_nb]\n" + "".join(f"{k} = {v}\n" for k, v in other.items())
     )
     assert settings() == dict(
-        datasets=tmp_path/"d", runs=tmp_path/"r", device="cpu", workers=1, threads=2
+        datasets=tmp_path/"d", runs=tmp_path/"r", device="cpu", workers=1, threads=2, plugins="mine.py"
     )
     code = "\n".join(source(c) for f in notebooks() for c in code_cells(load(f)))
     assert not [n for n in entries if not re.search(rf"settings\(\)\[.{n}.\]", code)], (

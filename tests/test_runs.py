@@ -7,13 +7,15 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from tiny import make_run
 
-from multiexit_nb import experiment
+from multiexit_nb import experiment, runs
 from multiexit_nb.core import InputError
 from multiexit_nb.data import load_dataset
 from multiexit_nb.history import tidy
 from multiexit_nb.methods import describe_method, list_methods
 from multiexit_nb.published_tables import published_for
+from multiexit_nb.record import read_about
 from multiexit_nb.runs import Run, list_runs, published
 
 TINY = dict(dataset="digits", images_per_class=14, model="tiny", exits="sepconv", method="mate", epochs=2,
@@ -253,3 +255,20 @@ def test_a_run_is_the_same_from_within_the_runs_folder(monkeypatch):
     run = Run.create({"dataset": "digits"}, "mine")
     monkeypatch.chdir(run.path.parent)
     assert Run.load("mine") == run and Run.load("mine").path.is_absolute()
+
+
+def test_a_listed_run_is_read_again_only_when_it_changed(tmp_path, monkeypatch):
+    "A lab lists a thousand runs at every click: what has not changed is not read."
+    for seed in (0, 1):
+        make_run(tmp_path, seed=seed, epochs=1)
+    first, read = list_runs(tmp_path), []
+    monkeypatch.setattr(runs, "read_about", lambda path: read.append(path.name) or read_about(path))
+    assert list_runs(tmp_path).equals(first) and not read
+    changed = Run(tmp_path/first.run[0])
+    changed.claim.take("it")
+    changed.event(0.5, "lr", 0.1, 0.2)
+    changed.claim.release()
+    again = list_runs(tmp_path)
+    assert set(read) == {changed.id} and again.note[0] == "lr moved at epoch 0.5"
+    (changed.path/"result.json").write_text("{}")
+    assert list_runs(tmp_path).state[0] == "damaged"
