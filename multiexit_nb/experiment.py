@@ -27,6 +27,7 @@ from .methods import Task, create_method, learned_arguments, preset_recipe
 from .models import create_model
 from .parameters import Param, Parameter, parameters_of, read_parameters  # noqa: F401
 from .recipe import Recipe
+from .plugins import check_plugins, load_plugins
 from .runs import Run, check_id, data_of
 from .trackers import check_tracker
 from .training import Training, check_data, join, train
@@ -50,6 +51,8 @@ class Setup:
     method_args: Annotated[dict, Param("hyperparameters, e.g. -y '{method_args: {alpha: 1.5}}'"
                                        )] = field(default_factory=dict)
     recipe: Annotated[str, Param("a paper's schedule (mate, eed, …) for what is left at its default")] = ""
+    plugins: Annotated[str, Param("Python files with methods, networks or data sets of one's own, "
+                                  "with commas between")] = ""
     split_seed: Annotated[int, Param("of the validation split", 0, 2**63 - 1)] = 0
     device: Annotated[str, Param("auto, cpu, cuda, cuda:1, mps")] = "auto"
     tracker: Annotated[str, Param("tensorboard, wandb, mlflow or another that Accelerate knows")] = ""
@@ -183,7 +186,7 @@ def _resumed(run: Run, p: dict, explicit: set) -> dict:
         saved = check_parameters(run.parameters)
     except InputError as e:
         raise InputError(f"run {run.id}: {e}") from None
-    for n in explicit - {"resume", "run_id", "device", "recipe"}:
+    for n in explicit - {"resume", "run_id", "device", "recipe", "plugins"}:
         if saved[n] != p[n]:
             raise InputError(f"run {run.id} was started with {n}={brief(saved[n])}, not {brief(p[n])}: "
                              f"leave {n} out to resume it")
@@ -237,8 +240,10 @@ def prepare(parameters: dict, explicit: set = frozenset(),   # parameters by nam
            ) -> Experiment:
     "Check all parameters. Raises InputError for the first wrong one. `resume` takes the rest from the run."
     p = check_parameters(parameters)
+    load_plugins(p["plugins"])
     run = Run.load(p["resume"]) if p["resume"] else None
     if run:
+        check_plugins(run.id, run.about.get("plugins", {}))
         p, explicit, given = _resumed(run, p, explicit), set(PARAMETERS), explicit
     else:
         given = explicit
@@ -263,7 +268,8 @@ def prepare(parameters: dict, explicit: set = frozenset(),   # parameters by nam
 @patch
 def make_run(self: Experiment, data: Splits):
     "Give a new run its folder."
-    about = dict(device=str(self.device), num_classes=data.num_classes, image_size=data.image_size)
+    about = dict(device=str(self.device), num_classes=data.num_classes, image_size=data.image_size,
+                 plugins=load_plugins())
     teacher = teacher_run(self.parameters, data.num_classes, data.image_size)
     if teacher:
         about["teacher"] = teacher.id

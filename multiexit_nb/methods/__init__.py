@@ -320,7 +320,7 @@ def as_meant(name: str, preset: str,
              changes: int = 1   # that it knew of
             ) -> dict:
     "The hyperparameters that mean today what these meant then."
-    methods = _discover()
+    methods = register if name in register else _discover()
     if name in methods:
         for number, presets in methods[name].earlier.items():
             if changes < number:
