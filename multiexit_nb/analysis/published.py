@@ -57,6 +57,7 @@ def _sorted_rows(body, keys: list):
     return body.sort_values(keys, key=lambda c: c.map({v: i for i, v in enumerate(order[c.name])}),
                             kind="stable")
 
+# %% ../../nbs/73_published.ipynb #layout-cells
 def _text(row: dict, name: str) -> str:
     "A number of a line: with its spread over seeds, or the interval of one."
     value, pm = _LINES[name]
