@@ -187,7 +187,7 @@ def kept(self: ConfusionLab):
 def full_colour(self: ConfusionLab) -> float:
     "The largest number in a cell of two single classes; 0 where there is none."
     alone = [name for name, classes in self.parts.items() if len(classes) == 1]
-    cells = self.table.loc[alone, alone].to_numpy(float)
+    cells = self.table.loc[alone, alone].to_numpy(float, copy=True)
     if self.mistakes.value:
         np.fill_diagonal(cells, 0)
     return float(cells.max(initial=0))
