@@ -17,19 +17,8 @@ from .core import check_value
 from .metrics import calibration_error
 from .exits import MultiExitNet
 from .outputs import Outputs, as_temperature
-from multiexit_nb.policies import (
-    P_VALUES,
-    Policy,
-    as_policy,
-    calibrate,
-    confidences,
-    exit_fractions,
-    held_out,
-    leaving_counts,
-    leaving_exits,
-    solve,
-)
-
+from .policies import P_VALUES, Policy, as_policy, calibrate, confidences, exit_fractions
+from .policies import held_out, leaving_counts, leaving_exits, solve
 from .predict import early_exit
 
 _all_ = ["calibrate", "early_exit"]     # their place in the Contract is here
@@ -48,6 +37,7 @@ def exit_table(outputs: Outputs,
             rows[f"{name}top{k}"] = 100*hits.double().mean(-1).numpy()
     return pd.DataFrame(rows, index=by_exit(outputs.num_exits))
 
+# %% ../nbs/50_inference.ipynb #by-exit
 def by_exit(num_exits: int):
     "The index of a table with one row per exit."
     import pandas as pd
