@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PARAMETERS', 'Setup', 'Place', 'parameter', 'check_parameters', 'recipe_of', 'network', 'objective', 'teacher_run',
-           'check_network', 'writable', 'check_run_id', 'Experiment', 'prepare', 'run_experiment', 'launch']
+           'learned_values', 'check_network', 'writable', 'check_run_id', 'Experiment', 'prepare', 'run_experiment',
+           'launch']
 
 # %% ../nbs/44_experiment.ipynb #c02
 import dataclasses, os, warnings
@@ -22,7 +23,8 @@ from .core import InputError, brief, check_value, pick_device, seed_everything, 
 from .data import Splits, dataset_info
 from .datasets import has_unlabelled
 from .doubts import steps_doubt
-from .methods import Task, create_method, preset_recipe
+from .history import last_matrix
+from .methods import Task, create_method, learned_arguments, preset_recipe
 from .models import create_model
 from .parameters import Param, Parameter, parameters_of, read_parameters  # noqa: F401
 from .recipe import Recipe
@@ -126,6 +128,21 @@ def teacher_run(p: dict, num_classes: int, image_size: int) -> Run | None:
         raise InputError(f"teacher: run {run.id} learned {taught}, not {asked}")
     return run
 
+# %% ../nbs/44_experiment.ipynb #learned-values
+def learned_values(p: dict, coming: tuple = ()) -> tuple[dict, dict]:
+    "The parameters with the numbers that finished runs have learned; and hyperparameter → run."
+    args, learned = dict(p["method_args"]), {}
+    for name, what in learned_arguments(p["method"]).items():
+        if not isinstance(args.get(name), str):
+            continue
+        asked = args.pop(name)
+        if asked not in coming:
+            learned[name] = run = Run.load(asked)
+            args[name] = last_matrix(run.history, what)
+            if not (run.finished and args[name]):
+                raise InputError(f"{name}: run {run.id} has not finished, or has learned no {what}")
+    return {**p, "method_args": args}, {name: run.id for name, run in learned.items()}
+
 # %% ../nbs/44_experiment.ipynb #fits
 def _shapes_of(p: dict, recipe: Recipe, num_classes: int, image_size: int, coming: tuple):
     "The network without memory, once method and teacher have been made ready for it."
@@ -208,6 +225,7 @@ class Experiment:
     num_classes: int
     image_size: int
     run: Run | None = None       # the run to go on with; a new one is made by `start`
+    learned: dict = field(default_factory=dict)    # hyperparameter → the run that learned its value
 
     def load(self) -> Splits:
         "Its data."
@@ -231,7 +249,7 @@ def build(self: Experiment, data: Splits) -> tuple:
 
 # %% ../nbs/44_experiment.ipynb #prepare
 def prepare(parameters: dict, explicit: set = frozenset(),   # parameters by name; which of them were given
-            coming: tuple = ()      # teachers that are yet to be trained
+            coming: tuple = ()      # runs to learn from that are yet to be trained
            ) -> Experiment:
     "Check all parameters. Raises InputError for the first wrong one. `resume` takes the rest from the run."
     p = check_parameters(parameters)
@@ -245,6 +263,7 @@ def prepare(parameters: dict, explicit: set = frozenset(),   # parameters by nam
         check_run_id(p["run_id"])
         writable(settings()["runs"])
         check_tracker(p["tracker"])
+    p, learned = learned_values(p, coming)
     recipe = recipe_of(p, explicit)
     device = _device(p, run, given)
     per_class = p["images_per_class"]
@@ -255,7 +274,8 @@ def prepare(parameters: dict, explicit: set = frozenset(),   # parameters by nam
         run.check_resume(steering=True)          # who steers is known when it is started
         if run.checkpoint.is_file():
             load_checkpoint(run.checkpoint)      # whether it can be read
-    return Experiment(p | dataclasses.asdict(recipe), recipe, device, num_classes, size, run)
+    return Experiment(p | dataclasses.asdict(recipe), recipe, device, num_classes, size, run,
+                      learned)
 
 # %% ../nbs/44_experiment.ipynb #start
 @patch
@@ -266,6 +286,8 @@ def make_run(self: Experiment, data: Splits):
     teacher = teacher_run(self.parameters, data.num_classes, data.image_size)
     if teacher:
         about["teacher"] = teacher.id
+    if self.learned:
+        about["learned"] = self.learned
     self.run = Run.create(self.parameters, self.parameters["run_id"], **about)
 
 # %% ../nbs/44_experiment.ipynb #start-training

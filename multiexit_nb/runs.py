@@ -271,7 +271,8 @@ def save(self: Run, training: Training) -> dict:
     self._write_tensors("outputs", {split: to_tensors(scored[split].outputs) for split in splits})
     self.log(training)
     result = dict(select=training.recipe.select, selected_epoch=selected, last_epoch=training.epoch,
-                  test=test, test_last=last or test, seconds=sum(r["seconds"] for r in training.records))
+                  test=test, test_last=last or test, test_images=len(training.data.test),
+                  seconds=sum(r["seconds"] for r in training.records))
     self._write_json("result.json", result)
     if self.tracker and rank_and_size()[0] == 0:
         self.tracker.log([*training.records, dict(epoch=training.epoch, test=test)], over=True)
