@@ -1692,6 +1692,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                   'multiexit_nb/predict.py'),
                                       'multiexit_nb.predict.Predictor.answers': ( 'predict.html#predictor.answers',
                                                                                   'multiexit_nb/predict.py'),
+                                      'multiexit_nb.predict.Predictor.batch': ('predict.html#predictor.batch', 'multiexit_nb/predict.py'),
                                       'multiexit_nb.predict._bytes': ('predict.html#_bytes', 'multiexit_nb/predict.py'),
                                       'multiexit_nb.predict.about_images': ('predict.html#about_images', 'multiexit_nb/predict.py'),
                                       'multiexit_nb.predict.as_pixels': ('predict.html#as_pixels', 'multiexit_nb/predict.py'),

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from fastcore.basics import patch
 from torch import Tensor
 
 from .backbones import evaluating
@@ -131,12 +132,13 @@ class Answer:
         sure, price = f"{self.label} ({100*self.probability:.1f} %)", f"{self.cost/1e6:.2f} M multiply-adds"
         return f"{sure}, by exit {self.exit} for {price}, {100*self.share:.0f} % of the whole network's"
 
-# %% ../nbs/38_predict.ipynb #predictor
+# %% ../nbs/38_predict.ipynb #about-images
 def about_images(data: Splits) -> dict:
     "What has to be known of a data set to show its network another picture, as plain values."
     return dict(classes=[str(c) for c in data.class_names], side=data.side,
                 mean=data.train.mean.tolist(), std=data.train.std.tolist())
 
+# %% ../nbs/38_predict.ipynb #predictor
 @dataclass
 class Predictor:
     "A network that is asked with pictures and answers with names."
@@ -155,22 +157,28 @@ class Predictor:
         "The answer to one image, or to each of a list of images or an array or tensor of four dimensions."
         if not isinstance(images, list | tuple) and getattr(images, "ndim", 0) != 4:
             return self([images])[0]
-        device, size = next(self.net.parameters()).device, self.net.image_size
-        answers = []
-        for part in (images[i:i + 256] for i in range(0, len(images), 256)):
-            x = torch.stack([as_pixels(image, size, self.side) for image in part])
-            answers += self.answers(normalised(x, *map(torch.tensor, (self.mean, self.std))).to(device))
-        return answers
+        parts = (images[i:i + 256] for i in range(0, len(images), 256))
+        return [answer for part in parts for answer in self.answers(self.batch(part))]
 
-    def answers(self, x: Tensor) -> list[Answer]:
-        "To normalised images."
-        found, costs = {}, self.net.cost(earlier_heads=True)
-        for m, rows, z in exits_in_turn(self.net, x, self.policy):
-            t = 1. if self.policy.temperature is None else self.policy.temperature[m - 1]
-            found |= {row: (m, p) for row, p in zip(rows.tolist(), (z/t).softmax(-1).tolist(), strict=True)}
-        return [self._answer(*found[i], costs) for i in range(len(x))]
+# %% ../nbs/38_predict.ipynb #answers
+@patch
+def batch(self: Predictor, images) -> Tensor:
+    "Pictures as the network sees them: (B, 3, S, S), normalised, on its device."
+    x = torch.stack([as_pixels(image, self.net.image_size, self.side) for image in images])
+    mean, std = torch.tensor(self.mean), torch.tensor(self.std)
+    return normalised(x, mean, std).to(next(self.net.parameters()).device)
 
-    def _answer(self, m: int, p: list, costs: list) -> Answer:
-        each = dict(zip(self.classes, p, strict=True))
-        label = max(each, key=each.get)
-        return Answer(label, each[label], m, costs[m - 1], costs[m - 1]/costs[-1], each)
+@patch
+def answers(self: Predictor, x: Tensor) -> list[Answer]:
+    "To normalised images."
+    found, costs = {}, self.net.cost(earlier_heads=True)
+    for m, rows, z in exits_in_turn(self.net, x, self.policy):
+        t = 1. if self.policy.temperature is None else self.policy.temperature[m - 1]
+        found |= {row: (m, p) for row, p in zip(rows.tolist(), (z/t).softmax(-1).tolist(), strict=True)}
+    return [self._answer(*found[i], costs) for i in range(len(x))]
+
+@patch
+def _answer(self: Predictor, m: int, p: list, costs: list) -> Answer:
+    each = dict(zip(self.classes, p, strict=True))
+    label = max(each, key=each.get)
+    return Answer(label, each[label], m, costs[m - 1], costs[m - 1]/costs[-1], each)
