@@ -64,6 +64,8 @@ class Place:
     device: Annotated[str, Param("auto, cpu, cuda, cuda:1, mps")] = "auto"
     tracker: Annotated[str, Param("tensorboard, wandb, mlflow or another that Accelerate knows")] = ""
     tracker_args: Annotated[dict, Param("arguments of that tracker")] = field(default_factory=dict)
+    snapshots: Annotated[int, Param("keep the network every so many epochs, for the lab rdm; 0: never", 0,
+                                    1_000_000)] = 0
     run_id: Annotated[str, Param("name of the run's folder; empty: made of date, data set, network "
                                  "and method")] = ""
     resume: Annotated[str, Param("id of a run to go on with; its own parameters are used")] = ""

@@ -15,10 +15,11 @@ from fastcore.basics import patch
 from torch import Tensor
 
 from . import files
+from .checkpoints import snapshot_epochs, snapshot_name
 from .core import InputError, check_value, project_root, settings, unknown
 from .data import Splits, load_dataset
 from .files import Claim, damaged, json_text, read_table, read_tensors, write_file, write_json
-from .history import read_history, tidy_table
+from .history import EVENT, read_history, tidy_table, with_event
 from .methods import CHANGES, as_meant, create_method
 from .models import create_model, options_as_meant
 from .outputs import Outputs, from_tensors, to_tensors
@@ -190,6 +191,7 @@ def log(self: Run, training: Training):
         self._take()
     rows = tidy_table(training.records)
     self.write("history.csv", lambda tmp: rows.to_csv(tmp, index=False))
+    self.keep_snapshot(training)
     if "decided" not in self.about:
         self.about.update(decided=dict(vars(training.decided)), epochs=training.total)
         self._write_json("params.json", self.about)
@@ -197,25 +199,16 @@ def log(self: Run, training: Training):
         self.tracker.log(training.records)
 
 # %% ../nbs/43_runs.ipynb #events
-_EVENT = dict(epoch="float64", name="str", old=None, value=None)
-
 @patch(as_prop=True)
 def events(self: Run):
     "What was changed during training, as a DataFrame: epoch (with its fraction), name, old, value."
-    return read_table(self.path/"events.csv", _EVENT)
+    return read_table(self.path/"events.csv", EVENT)
 
 # %% ../nbs/43_runs.ipynb #event
 @patch
 def event(self: Run, epoch: float, name: str, old, value):
-    "Write down a change; what is moved again at the same place has changed once, or not at all."
-    import pandas as pd
-    before = self.events
-    same = (before["epoch"] == epoch) & (before["name"] == name)
-    old = before.old[same].iloc[0] if same.any() else old
-    rows = before[~same].to_dict("records")
-    if str(old) != str(value):
-        rows.append(dict(epoch=epoch, name=name, old=old, value=value))
-    rows = pd.DataFrame(rows, columns=list(_EVENT))
+    "Write down a change."
+    rows = with_event(self.events, epoch, name, old, value)
     self.write("events.csv", lambda tmp: rows.to_csv(tmp, index=False))
 
 # %% ../nbs/43_runs.ipynb #steered
@@ -306,14 +299,28 @@ def outputs(self: Run, split: str = "test") -> Outputs:
 
 # %% ../nbs/43_runs.ipynb #weights
 @patch
-def weights(self: Run, part: str = "net") -> dict[str, Tensor]:
-    "The selected weights of the network (`net`) or of the method (`method`): a state dict."
-    return self._read_tensors("weights", part)
+def weights(self: Run, part: str = "net", epoch: int = 0) -> dict[str, Tensor]:
+    "The selected weights of the network (`net`) or of the method (`method`), or a snapshot: a state dict."
+    check_value("epoch", epoch, epoch in (0, *self.snapshots), f"one of the kept ones {self.snapshots}, or 0")
+    return self._read_tensors(snapshot_name(epoch) if epoch else "weights", part)
+
+# %% ../nbs/43_runs.ipynb #snapshots
+@patch(as_prop=True)
+def snapshots(self: Run) -> list[int]:
+    "The epochs whose network was kept."
+    return snapshot_epochs(self.path)
+
+@patch
+def keep_snapshot(self: Run, training: Training):
+    "Keep the network of this epoch where the parameters ask for it; what is kept stays as it is."
+    every, epoch = self.parameters.get("snapshots") or 0, training.epoch
+    if every and epoch and epoch % every == 0 and epoch not in self.snapshots:
+        self._write_tensors(snapshot_name(epoch), dict(net=training.net.state_dict()))
 
 # %% ../nbs/43_runs.ipynb #model
 @patch
-def model(self: Run):
-    "The trained network, in evaluation mode."
+def model(self: Run, epoch: int = 0):   # 0: the selected one
+    "The trained network, or that of an epoch that was kept, in evaluation mode."
     check_plugins(self.id, self.about.get("plugins", {}), strict=False)
     p, classes = self.parameters, self.about["num_classes"]
     net = create_model(p["model"], classes, self.about["image_size"], p["exits"], **p.get("model_args", {}))
@@ -323,7 +330,7 @@ def model(self: Run):
                                feature_dims=net.feature_dims, preset=p.get("preset", "default"), **given)
         method.prepare(net)
     try:
-        net.load_state_dict(self.weights())
+        net.load_state_dict(self.weights(epoch=epoch))
     except RuntimeError as e:
         raise damaged(self.path/"weights.safetensors", str(e).splitlines()[-1]) from None
     return net.eval()
