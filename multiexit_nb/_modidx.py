@@ -1079,6 +1079,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'multiexit_nb.history.last_matrix': ('history.html#last_matrix', 'multiexit_nb/history.py'),
                                       'multiexit_nb.history.of_phase': ('history.html#of_phase', 'multiexit_nb/history.py'),
                                       'multiexit_nb.history.phases_of': ('history.html#phases_of', 'multiexit_nb/history.py'),
+                                      'multiexit_nb.history.read_events': ('history.html#read_events', 'multiexit_nb/history.py'),
                                       'multiexit_nb.history.read_history': ('history.html#read_history', 'multiexit_nb/history.py'),
                                       'multiexit_nb.history.tidy': ('history.html#tidy', 'multiexit_nb/history.py'),
                                       'multiexit_nb.history.tidy_table': ('history.html#tidy_table', 'multiexit_nb/history.py'),

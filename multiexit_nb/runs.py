@@ -18,7 +18,7 @@ from . import files
 from .checkpoints import snapshot_epochs, snapshot_name
 from .core import InputError, check_value, project_root, settings, unknown
 from .data import Splits, load_dataset
-from .files import Claim, damaged, json_text, read_table, read_tensors, write_file, write_json
+from .files import Claim, damaged, json_text, read_tensors, write_file, write_json
 from .history import EVENT, read_history, tidy_table, with_event
 from .methods import CHANGES, as_meant, create_method
 from .models import create_model, options_as_meant
