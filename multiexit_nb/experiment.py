@@ -22,12 +22,14 @@ from .checkpoints import load_checkpoint
 from .core import InputError, brief, check_value, pick_device, seed_everything, settings, unknown
 from .data import Splits, dataset_info
 from .datasets import has_unlabelled
+from .doubts import steps_doubt
 from .history import last_matrix
 from .methods import Task, create_method, learned_arguments, preset_recipe
 from .models import create_model
 from .parameters import Param, Parameter, parameters_of, read_parameters  # noqa: F401
 from .recipe import Recipe
 from .plugins import check_plugins, load_plugins
+from .predict import about_images
 from .runs import Run, check_id, data_of
 from .trackers import check_tracker
 from .training import Training, check_data, join, train
@@ -62,6 +64,8 @@ class Place:
     device: Annotated[str, Param("auto, cpu, cuda, cuda:1, mps")] = "auto"
     tracker: Annotated[str, Param("tensorboard, wandb, mlflow or another that Accelerate knows")] = ""
     tracker_args: Annotated[dict, Param("arguments of that tracker")] = field(default_factory=dict)
+    snapshots: Annotated[int, Param("keep the network every so many epochs, for the lab rdm; 0: never", 0,
+                                    1_000_000)] = 0
     run_id: Annotated[str, Param("name of the run's folder; empty: made of date, data set, network "
                                  "and method")] = ""
     resume: Annotated[str, Param("id of a run to go on with; its own parameters are used")] = ""
@@ -280,7 +284,7 @@ def prepare(parameters: dict, explicit: set = frozenset(),   # parameters by nam
 def make_run(self: Experiment, data: Splits):
     "Give a new run its folder."
     about = dict(device=str(self.device), num_classes=data.num_classes, image_size=data.image_size,
-                 plugins=load_plugins())
+                 images=about_images(data), plugins=load_plugins())
     teacher = teacher_run(self.parameters, data.num_classes, data.image_size)
     if teacher:
         about["teacher"] = teacher.id
@@ -316,9 +320,14 @@ def epochs(self: Experiment, training: Training) -> Iterator[dict]:
 
 # %% ../nbs/44_experiment.ipynb #complete
 @patch
-def complete(self: Experiment, bar: bool = True) -> Run:
+def doubt(self: Experiment, data: Splits) -> str:
+    "A sentence where this training cannot learn much; else nothing."
+    return steps_doubt(len(data.train), self.recipe.batch_size, self.recipe.epochs)
+
+@patch
+def complete(self: Experiment, bar: bool = True, data: Splits | None = None) -> Run:   # data: loaded before
     "Load, start, train and finish: the run."
-    training = self.start(self.load(), bar)
+    training = self.start(data or self.load(), bar)
     for _ in self.epochs(training):
         pass
     self.run.finish(training)
