@@ -98,8 +98,6 @@ def with_event(before, epoch: float, name: str, old, value):
     return pd.DataFrame(rows, columns=list(EVENT))
 
 # %% ../nbs/07_history.ipynb #read-events
-EVENT = dict(epoch="float64", name="str", old=None, value=None)
-
 def read_events(path: Path):
     "Changes by hand as they were written: epoch, name, old, value. Raises InputError if they are damaged."
     import numpy as np
