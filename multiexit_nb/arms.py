@@ -72,6 +72,7 @@ def teacher_id(p: dict) -> str:
     "The id of the run that teaches, as some parameters name it; empty where there is none."
     return str(p.get("method_args", {}).get("teacher") or "")
 
+# %% ../nbs/49_arms.ipynb #teacher-network
 def teacher_of(run: Run) -> str:
     "The network of a run's teacher; empty where there is none."
     name = teacher_id(run.parameters)
@@ -87,6 +88,7 @@ def was_steered(run: Run) -> str:
     early = run.finished and run.result["last_epoch"] < planned
     return run.steered or "stopped early"*early
 
+# %% ../nbs/49_arms.ipynb #settings-of
 def settings_of(run: Run) -> dict:
     "A run's parameters, with the teacher called by its network, and what was done to it by hand."
     p, teacher, steered = run.parameters, teacher_of(run), was_steered(run)
@@ -105,6 +107,7 @@ def method_name(p: dict) -> str:
     parts = [preset]*(preset != "default") + [f"{k}={v}" for k, v in p.get("method_args", {}).items()]
     return p["method"] + (f" ({', '.join(parts)})" if parts else "")
 
+# %% ../nbs/49_arms.ipynb #arm-of
 def arm_of(p: dict) -> dict:
     "The settings that make an arm: everything but seeds and what only changes the speed."
     kept = {k: v for k, v in p.items() if k not in _TECHNICAL and v not in ("", {}, None)}
@@ -127,10 +130,12 @@ def replicate_of(run: Run) -> tuple:
     "The seeds of a run."
     return tuple(run.parameters.get(k, 0) for k in REPLICATE)
 
+# %% ../nbs/49_arms.ipynb #newest
 def newest(runs: list[Run]) -> list[Run]:
     "One run for each choice of seeds: of twins, the last in the list."
     return list({replicate_of(r): r for r in runs}.values())
 
+# %% ../nbs/49_arms.ipynb #arms-of-runs
 def by_arm(runs: list[Run]) -> dict[str, list[Run]]:
     "Runs by the name of their arm, one per seed."
     found = {}
@@ -148,10 +153,12 @@ def _hyper(method: str, num_exits: int, given: str) -> dict | None:
         return None
     return {k: v for k, v in m.hyper.items() if k != "teacher"}
 
+# %% ../nbs/49_arms.ipynb #hyper-of-method
 def hyper_of(method: str, num_exits: int, preset: str = "default", **hyper) -> dict | None:
     "The hyperparameters a method ends up with, presets and defaults included; None where it cannot be had."
     return _hyper(method, num_exits, json.dumps(dict(preset=preset, **hyper)))
 
+# %% ../nbs/49_arms.ipynb #used
 def used(run: Run, name: str):
     "A hyperparameter as the run's method used it; None where it has no such."
     p = run.parameters
@@ -170,11 +177,13 @@ def _takes_unlabelled(method: str) -> bool:
         return False
     return "unlabelled" in made.needs
 
+# %% ../nbs/49_arms.ipynb #semi-supervised
 def semi_supervised(p: dict) -> bool:
     "Whether a run used unlabelled images: its method takes them, and its data set has some."
     return (_takes_unlabelled(p["method"]) and p.get("unlabelled_ratio", 1) > 0
             and has_unlabelled(p["dataset"], p.get("images_per_class")))
 
+# %% ../nbs/49_arms.ipynb #recipe-settings
 _SPEED = {"precision", "channels_last", "compile", "seed"}        # what does not change an arm
 _RECIPE = [f.name for f in dataclasses.fields(Recipe) if f.name not in _SPEED]
 
@@ -213,6 +222,7 @@ class Identity:
         both = {k: (mine.get(k), theirs.get(k)) for k in sorted({*mine, *theirs})}
         return {k: (a, b) for k, (a, b) in both.items() if a != b}
 
+# %% ../nbs/49_arms.ipynb #identity-of-parameters
 def identity(p: dict,                            # parameters of train.ipynb, as far as they are given
              image_size: int | None = None,      # as it was; None: as asked for, or as the data set has it
              teacher: Identity | None = None     # None: of the dict at method_args.teacher, if there is one
@@ -251,6 +261,7 @@ def subject_of(run: Run) -> tuple[str, str]:
     "Data set and network of a run."
     return dataset_of(run.parameters), run.parameters["model"]
 
+# %% ../nbs/49_arms.ipynb #filter
 def filter_runs(runs: list[Run], datasets=(), models=(), methods=()) -> list[Run]:
     "The runs on these data sets, networks, methods; an empty list: all. Raises InputError if none is of one."
     asked = (("dataset", datasets, lambda r: dataset_of(r.parameters)),
@@ -264,6 +275,7 @@ def filter_runs(runs: list[Run], datasets=(), models=(), methods=()) -> list[Run
         runs = [r for r in runs if not names or of(r) in names]
     return runs
 
+# %% ../nbs/49_arms.ipynb #in-words
 def in_words(runs: list[Run]) -> str:
     "What some runs are, in a line."
     p = [r.parameters for r in runs]

@@ -70,26 +70,26 @@ def step_shapes(gm: fx.GraphModule, height: int, width: int) -> tuple[dict, Exce
     shapes = {n.name: tuple(getattr(n.meta.get("tensor_meta"), "shape", ())) for n in gm.graph.nodes}
     return shapes, error
 
+# %% ../nbs/28_attach.ipynb #channels-first
 def channels_first(shape: tuple, wide: tuple   # of the same step, for an image twice as wide
                   ) -> bool:
     "Whether that is a feature map (B, C, H, W) for sure."
     return len(shape) == 4 and wide[:3] == shape[:3] and wide[3:] != shape[3:] and len(wide) == 4
 
-# %% ../nbs/28_attach.ipynb #cut
+# %% ../nbs/28_attach.ipynb #feature-maps
 def _maps(gm: fx.GraphModule, shapes: dict) -> list[fx.Node]:
     "The modules that put out feature maps, up to the global pooling."
-    nodes, mods = list(gm.graph.nodes), dict(gm.named_modules())
-    pools = [
-        i
-        for i, n in enumerate(nodes)
-        if "adaptive" in f"{type(mods.get(n.target)).__name__} {n.target}".lower()
-    ]
-    calls = [n for n in nodes[: min(max(pools, default=len(nodes)), len(nodes))] if n.op == "call_module"]
-    return [n for n in calls if len(shapes[n.name]) == 4 and "Pool" not in type(mods[n.target]).__name__]
+    nodes, modules = list(gm.graph.nodes), dict(gm.named_modules())
+    def kind(n):
+        return type(modules.get(n.target)).__name__
+    pools = [i for i, n in enumerate(nodes) if "adaptive" in f"{kind(n)} {n.target}".lower()]
+    calls = [n for n in nodes[:max(pools, default=len(nodes))] if n.op == "call_module"]
+    return [n for n in calls if len(shapes[n.name]) == 4 and "Pool" not in kind(n)]
 
+# %% ../nbs/28_attach.ipynb #places
 def _places(gm: fx.GraphModule, at, kind: str, image_size: int) -> list[fx.Node]:
     "The steps after which a network is cut: those of `at`, its last feature map and its vector, if any."
-    wide, _ = step_shapes(gm, image_size, 2 * image_size)
+    wide, _ = step_shapes(gm, image_size, 2*image_size)
     shapes, error = step_shapes(gm, image_size, image_size)
     if error:
         raise InputError(f"image_size={image_size}: {kind} cannot take it ({_first(error)})")
@@ -98,21 +98,13 @@ def _places(gm: fx.GraphModule, at, kind: str, image_size: int) -> list[fx.Node]
     in_order = [n.target for n in cuts] == list(at)
     check_value("at", list(at), in_order, f"modules of {kind} that each run once, in the order they run")
     for n in [*cuts, *maps[-1:]]:
-        check_value(
-            n.target,
-            shapes[n.name][1:],
-            channels_first(shapes[n.name], wide[n.name]),
-            "a module that returns one feature map (B, C, H, W), for images of any shape",
-        )
+        check_value(n.target, shapes[n.name][1:], channels_first(shapes[n.name], wide[n.name]),
+                    "a module that returns one feature map (B, C, H, W), for images of any shape")
     last = maps[-1].target if maps else "none"
     early = not cuts or maps and nodes.index(cuts[-1]) < nodes.index(maps[-1])
-    check_value(
-        "at",
-        list(at),
-        early,
-        f"modules before the last feature map of {kind} ({last}), where its last exit is",
-    )
-    vectors = [n for n in nodes[nodes.index(maps[-1]) :] if len(shapes[n.name]) == 2]
+    check_value("at", list(at), early,
+                f"modules before the last feature map of {kind} ({last}), where its last exit is")
+    vectors = [n for n in nodes[nodes.index(maps[-1]):] if len(shapes[n.name]) == 2]
     return [*cuts, maps[-1], vectors[0] if vectors else maps[-1]]
 
 # %% ../nbs/28_attach.ipynb #cut-parts
@@ -128,35 +120,37 @@ def cut(module: nn.Module, at, image_size: int) -> list[nn.Module]:
         check_value("at", list(at), ok, f"places of {kind} that all information passes through")
     return [split.get_submodule(n.target) for n in chain[1:]]
 
-# %% ../nbs/28_attach.ipynb #attach-exits
-def attach_exits(
-    module: nn.Module,
-    at,  # names of modules after which exits are added: ["layer1", "features.4", …]
-    exits: str = "sepconv",  # one of `list_exits()`
-    num_classes: int | None = None,  # None: the last exit is its own classifier; else a new one
-    image_size: int = 32,
-    **kw,  # options of the exits
-) -> MultiExitNet:
-    "Exits on a network that is cut at the modules `at`, with its weights. Raises InputError if it cannot."
-    at, kind = [str(a) for a in at], type(module).__name__
+# %% ../nbs/28_attach.ipynb #new-classifier
+def _check_numbers(num_classes, image_size):
+    "Raises InputError for numbers that cannot be."
     ok = num_classes is None or type(num_classes) is int and num_classes >= 2
     check_value("num_classes", num_classes, ok, "None or a whole number ≥ 2")
-    check_value(
-        "image_size", image_size, type(image_size) is int and image_size > 0, "a whole number of pixels"
-    )
+    ok = type(image_size) is int and image_size > 0
+    check_value("image_size", image_size, ok, "a whole number of pixels")
+
+def _expansion(module: nn.Module) -> int:
+    "By how much the network's blocks widen their output; 1 where they do not say."
+    found = [getattr(m, "expansion", 1) for m in module.modules()]
+    return max(e for e in [1, *found] if type(e) is int)
+
+# %% ../nbs/28_attach.ipynb #attach-exits
+def attach_exits(module: nn.Module,
+                 at,                              # modules with exits behind: ["layer1", "features.4", …]
+                 exits: str = "sepconv",          # one of `list_exits()`
+                 num_classes: int | None = None,  # None: the last exit is its own classifier; else a new one
+                 image_size: int = 32,
+                 **kw                             # options of the exits
+                ) -> MultiExitNet:
+    "Exits on a network that is cut at the modules `at`, with its weights. Raises InputError if it cannot."
+    at, kind = [str(a) for a in at], type(module).__name__
+    _check_numbers(num_classes, image_size)
     parts = cut(module, at, image_size)
-    stages, own = parts[: len(at) + 1], parts[len(at) + 1 :]
-    check_value(
-        "num_classes",
-        num_classes,
-        num_classes or len(own) == 2,
-        f"a number: the classifier of {kind} is one piece, so what it sees cannot be told apart",
-    )
-    expansions = [getattr(m, "expansion", 1) for m in module.modules()]
-    backbone = Backbone(stages, expansion=max(e for e in [1, *expansions] if type(e) is int))
-    classes = (
-        num_classes or dry_run(module, torch.empty(1, 3, image_size, image_size, device="meta")).shape[-1]
-    )
+    stages, own = parts[:len(at) + 1], parts[len(at) + 1:]
+    check_value("num_classes", num_classes, num_classes or len(own) == 2,
+                f"a number: the classifier of {kind} is one piece, so what it sees cannot be told apart")
+    image = torch.empty(1, 3, image_size, image_size, device="meta")
+    classes = num_classes or dry_run(module, image).shape[-1]
+    backbone = Backbone(stages, expansion=_expansion(module))
     net = attach(backbone, exits, classes, image_size, tuple(range(1, len(stages))), **kw)
     if num_classes is None:
         heads = [*net.heads[:-1], Head(*own)]

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 
 import torch
 import torchvision
+from fastcore.basics import patch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
@@ -23,36 +24,19 @@ from .core import InputError, Registry, check_value
 # %% ../nbs/20_backbones.ipynb #backbone
 class Backbone(nn.Module):
     "A network cut into stages, without any classifier."
+    exits = "sepconv"                        # the kind of exits it has unless another is asked for
 
-    exits = "sepconv"  # the kind of exits it has unless another is asked for
-
-    def __init__(
-        self,
-        stages,  # modules, shallow to deep
-        expansion=1,  # output channels of a block / its inner width (torchvision's bottleneck: 4)
-        classifier_hidden=(),  # widths of its classifier's hidden layers (`sepconv` exits take them over)
-        attach=None,  # exit kind -> the stages (from 1) after which exits are added by default
-        preactivation=False,
-    ):  # stages end before BN and ReLU, so an exit must bring its own
+    def __init__(self, stages,               # modules, shallow to deep
+                 expansion=1,                # output channels of a block / its inner width (bottleneck: 4)
+                 classifier_hidden=(),       # widths of its classifier's hidden layers (for `sepconv` exits)
+                 attach=None,                # exit kind -> the stages (from 1) that have exits by default
+                 preactivation=False):       # stages end before BN and ReLU, so an exit brings its own
         super().__init__()
-        self.stages, n = nn.ModuleList(stages), len(stages)
-        self.expansion, self.classifier_hidden, self.preactivation = (
-            expansion,
-            tuple(classifier_hidden),
-            preactivation,
-        )
+        self.stages, self.expansion = nn.ModuleList(stages), expansion
+        self.classifier_hidden, self.preactivation = tuple(classifier_hidden), preactivation
+        n = len(stages)
         inner, each = tuple(range(1, n)), tuple(range(1, n + 1))
         self.attach = dict(sepconv=inner, conv=inner, linear=each, none=()) | (attach or {})
-
-    def exit_input(self, x):
-        return x  # what an exit sees of a stage's output
-
-    def upto(self, x, stage: int,          # the images, or with `done` what `upto` gave for that stage
-             done: int = 0):
-        "The output of stage `stage`, running nothing deeper."
-        for s in self.stages[done:stage]:
-            x = s(x)
-        return x
 
     def forward(self, x: Tensor) -> list:
         "The outputs of all stages."
@@ -61,6 +45,20 @@ class Backbone(nn.Module):
             x = stage(x)
             maps.append(x)
         return maps
+
+# %% ../nbs/20_backbones.ipynb #upto
+@patch
+def exit_input(self: Backbone, x):
+    "What an exit sees of a stage's output."
+    return x
+
+@patch
+def upto(self: Backbone, x, stage: int,    # the images, or with `done` what `upto` gave for that stage
+         done: int = 0):
+    "The output of stage `stage`, running nothing deeper."
+    for s in self.stages[done:stage]:
+        x = s(x)
+    return x
 
 # %% ../nbs/20_backbones.ipynb #meta-state
 def meta_state(module: nn.Module) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from fastcore.basics import patch
 from torch import Tensor
 
 # %% ../nbs/00_core.ipynb #multiexitoutput
@@ -100,17 +101,23 @@ class Registry:
             return thing
         return register
 
-    def __getitem__(self, name: str):
-        if name not in self:
-            raise unknown(self.kind, name, self._items)
-        return self._items[name]
+# %% ../nbs/00_core.ipynb #registry-getitem
+@patch
+def __getitem__(self: Registry, name: str):
+    if name not in self:
+        raise unknown(self.kind, name, self._items)
+    return self._items[name]
 
-    def __contains__(self, name: str) -> bool:
-        return isinstance(name, str) and name in self._items
+@patch
+def __contains__(self: Registry, name: str) -> bool:
+    return isinstance(name, str) and name in self._items
 
-    def names(self) -> list[str]:
-        "All names, sorted."
-        return sorted(self._items)
+@patch
+def names(self: Registry) -> list[str]:
+    "All names, sorted."
+    return sorted(self._items)
+
+# %% ../nbs/00_core.ipynb #may-replace
 def _may_replace(old, new) -> bool:
     "Whether it is the same thing once more: of its own module, or tried out in a notebook."
     modules = {old.__module__, new.__module__}

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['register_exit', 'Head', 'ExitSpec', 'GlobalPool', 'classifier', 'list_exits', 'sepconv_step', 'preactivate',
-           'sepconv', 'conv', 'linear', 'msdnet', 'none', 'scale_gradient', 'Link', 'MultiExitNet', 'plain_gradient',
-           'ExitPath', 'count_parts', 'attach']
+           'sepconv', 'conv', 'linear', 'msdnet', 'none', 'scale_gradient', 'Link', 'MultiExitNet', 'answer_of',
+           'plain_gradient', 'ExitPath', 'count_parts', 'attach']
 
 # %% ../nbs/24_exits.ipynb #c02
 import math
@@ -212,11 +212,19 @@ def maps(self: MultiExitNet, x: Tensor) -> Iterator:
             x = scale_gradient(x, left)
 
 # %% ../nbs/24_exits.ipynb #answer
+def answer_of(head: nn.Module, link: Link | None,
+              x: Tensor,                # what the head sees
+              before: Tensor | None     # (B, K), the logits of the exit before: for the link
+             ) -> tuple[Tensor, Tensor]:
+    "Logits (B, K) and feature (B, D) of an exit."
+    z, feature = head(x)
+    return z if link is None else z + link(before), feature
+
 @patch
 def answer(self: MultiExitNet, m: int, x, before: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    "Logits and feature of head `m` (from 0), from its stage's output and (for a link) the logits before."
-    z, feature = self.heads[m](self.backbone.exit_input(x))
-    return z + self.links[m - 1](before) if m and len(self.links) else z, feature
+    "`answer_of` head `m` (from 0), from its stage's output."
+    link = self.links[m - 1] if m and len(self.links) else None
+    return answer_of(self.heads[m], link, self.backbone.exit_input(x), before)
 
 # %% ../nbs/24_exits.ipynb #answers
 @patch

@@ -32,10 +32,12 @@ def read_grid(source,              # a YAML file, or a dict
     for k, v in varied.items():
         if not isinstance(v, list) or not v:
             raise InputError(f"grid: {k}={brief(v)}: expected a list of values")
-    for given in (p.get("method_args") for p in (common, base, *lines)):
+    for p in (common, base, *lines):
+        given = p.get("method_args")
         check_value("method_args", given, given is None or _is_map(given), "a map of hyperparameters")
     return dict(base=common | base, runs=lines, grid=varied)
 
+# %% ../nbs/45_grid.ipynb #read-file
 def _is_map(x) -> bool:
     return isinstance(x, dict) and all(isinstance(k, str) for k in x)
 
@@ -56,6 +58,7 @@ class Cell:
     name: str = ""               # of its line in `runs`
     after: tuple = ()            # ids of teachers that this sweep trains
 
+# %% ../nbs/45_grid.ipynb #cell-id
 def cell_id(p: dict) -> str:
     "The folder's name."
     digest = hashlib.sha256(json.dumps(_text_keys(p), sort_keys=True, default=str).encode()).hexdigest()[:10]
@@ -86,6 +89,7 @@ def cells(grid: dict) -> list[Cell]:
             found.setdefault(cell.id, cell)
     return list(found.values())
 
+# %% ../nbs/45_grid.ipynb #teachers-first
 def _teachers_first(grid: dict):
     "The lines of a grid, each after the one it learns from."
     lines = list(grid["runs"])
@@ -135,6 +139,7 @@ def error(self: RunsFolder, cell: Cell) -> str:
     except OSError:
         return ""
 
+# %% ../nbs/45_grid.ipynb #busy
 @patch
 def busy(self: RunsFolder, cell: Cell) -> bool:
     "Does a sweep work on this cell?"
@@ -147,6 +152,7 @@ def busy(self: RunsFolder, cell: Cell) -> bool:
     except Timeout:
         return True
 
+# %% ../nbs/45_grid.ipynb #state-of
 @patch
 def state(self: RunsFolder, cell: Cell, mine=()) -> str:   # mine: cells that are known to be worked on
     "finished, running, interrupted, failed or waiting."

@@ -10,6 +10,28 @@ from pathlib import Path
 
 from .files import damaged, read_table
 
+# %% ../nbs/07_history.ipynb #columns
+def _columns(metric: str, value):
+    "(name, number or vector) of a value, a matrix column by column; nothing of what is no number."
+    if isinstance(value, list) and value and isinstance(value[0], list):
+        for j, column in enumerate(zip(*value, strict=True), 1):
+            yield from _columns(f"{metric}/{j}", list(column))
+    elif isinstance(value, int | float | list) and not isinstance(value, bool):
+        yield metric, value
+
+# %% ../nbs/07_history.ipynb #numbers
+def _numbers(record: dict):
+    "(split, metric, number or vector) of everything in a record."
+    train = record.get("train", {})
+    found = [("train", k, record.get(k)) for k in ("lr", "seconds", "images_per_second", "memory_gb")]
+    found += [("train", f"loss/{k}", v) for k, v in train.get("loss", {}).items()]
+    found += [("train", "top1", train.get("top1"))]
+    found += [("train", k, v) for k, v in record.get("method", {}).items()]
+    found += [(split, k, v) for split in ("val", "test") for k, v in record.get(split, {}).items()]
+    for split, metric, value in found:
+        for name, part in _columns(metric, value):
+            yield split, name, part
+
 # %% ../nbs/07_history.ipynb #tidy
 COLUMNS = dict(epoch="int64", split="str", exit="Int64", metric="str", value="float64")
 
@@ -24,26 +46,6 @@ def tidy(record: dict) -> list[dict]:
             rows.extend(dict(**place, exit=m, metric=metric, value=x)
                         for m, x in enumerate(value, 1) if x is not None)
     return rows
-
-def _numbers(record: dict):
-    "(split, metric, number or vector) of everything in a record."
-    train = record.get("train", {})
-    found = [("train", k, record.get(k)) for k in ("lr", "seconds", "images_per_second", "memory_gb")]
-    found += [("train", f"loss/{k}", v) for k, v in train.get("loss", {}).items()]
-    found += [("train", "top1", train.get("top1"))]
-    found += [("train", k, v) for k, v in record.get("method", {}).items()]
-    found += [(split, k, v) for split in ("val", "test") for k, v in record.get(split, {}).items()]
-    for split, metric, value in found:
-        for name, part in _columns(metric, value):
-            yield split, name, part
-
-def _columns(metric: str, value):
-    "(name, number or vector) of a value, a matrix column by column; nothing of what is no number."
-    if isinstance(value, list) and value and isinstance(value[0], list):
-        for j, column in enumerate(zip(*value, strict=True), 1):
-            yield from _columns(f"{metric}/{j}", list(column))
-    elif isinstance(value, int | float | list) and not isinstance(value, bool):
-        yield metric, value
 
 # %% ../nbs/07_history.ipynb #tidy-table
 def tidy_table(records: list[dict]):

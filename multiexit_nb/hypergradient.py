@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FusedNorms', 'fused_forward', 'hypergradient', 'functional', 'balanced_validation', 'Adam', 'weight_gradient',
-           'follow']
+           'update_expected']
 
 # %% ../nbs/33_hypergradient.ipynb #c02
 import warnings
@@ -23,10 +23,9 @@ from .methods import Step
 # %% ../nbs/33_hypergradient.ipynb #normalise
 class _Normalise(torch.autograd.Function):
     "Batch normalisation by the batch's statistics, with a fused forward mode."
-
     @staticmethod
     def forward(x, weight, bias, eps):
-        return torch.native_batch_norm(x, weight, bias, None, None, True, 0.0, eps)
+        return torch.native_batch_norm(x, weight, bias, None, None, True, 0., eps)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -37,30 +36,27 @@ class _Normalise(torch.autograd.Function):
     @staticmethod
     def jvp(ctx, x_t, weight_t, bias_t, _):
         x, weight, mean, invstd = ctx.saved_tensors
-        along = torch.ops.aten.native_batch_norm_backward(
-            x_t, x, weight, None, None, mean, invstd, True, ctx.eps, [True, False, False]
-        )[0]
-        return (
-            along + torch.native_batch_norm(x, weight_t, bias_t, None, None, True, 0.0, ctx.eps)[0],
-            None,
-            None,
-        )
+        backward = torch.ops.aten.native_batch_norm_backward
+        of_x = backward(x_t, x, weight, None, None, mean, invstd, True, ctx.eps, [True, False, False])[0]
+        of_weight = torch.native_batch_norm(x, weight_t, bias_t, None, None, True, 0., ctx.eps)[0]
+        return of_x + of_weight, None, None
 
+# %% ../nbs/33_hypergradient.ipynb #fused-norms
 class FusedNorms(TorchFunctionMode):
     "Takes `_Normalise` where training's batch normalisation is asked for."
-
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func is not nn.functional.batch_norm:
             return func(*args, **(kwargs or {}))
+        return self.normalise(*args, **(kwargs or {}))
 
-        def call(x, mean=None, var=None, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5):
-            if training and weight is not None and bias is not None:
-                return _Normalise.apply(x, weight, bias, eps)[0]
-            return func(x, mean, var, weight, bias, training, momentum, eps)
+    def normalise(self, x, mean=None, var=None, weight=None, bias=None, training=False, momentum=0.1,
+                  eps=1e-5):
+        "`batch_norm`, with its arguments."
+        if training and weight is not None and bias is not None:
+            return _Normalise.apply(x, weight, bias, eps)[0]
+        return nn.functional.batch_norm(x, mean, var, weight, bias, training, momentum, eps)
 
-        return call(*args, **(kwargs or {}))
-
-# %% ../nbs/33_hypergradient.ipynb #hypergradient
+# %% ../nbs/33_hypergradient.ipynb #fused-forward
 @contextmanager
 def fused_forward():
     "Forward mode with fused normalisation, and quiet."
@@ -68,15 +64,15 @@ def fused_forward():
         warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated")
         yield
 
-def hypergradient(
-    objectives,  # θ -> tensor of training objectives, of γ's shape
-    val_loss,  # θ -> (scalar, tensors to hand back)
-    theta: dict,  # name -> parameter
-    gamma: Tensor,  # the weights of the objectives
-    lr: float,  # ξ
-    grads: dict | None = None,  # ∇_θ Σ γ·objectives at θ, where it is known already
-    mean=lambda x: x,  # the mean over processes, where there are several
-) -> tuple[Tensor, Tensor]:  # (∂ val_loss(θ − ξ ∇_θ Σ γ·objectives) / ∂γ, what val_loss gave beside)
+# %% ../nbs/33_hypergradient.ipynb #hypergradient
+def hypergradient(objectives,            # θ -> tensor of training objectives, of γ's shape
+                  val_loss,              # θ -> (scalar, tensors to hand back)
+                  theta: dict,           # name -> parameter
+                  gamma: Tensor,         # the weights of the objectives
+                  lr: float,             # ξ
+                  grads: dict | None = None,    # ∇_θ Σ γ·objectives at θ, where it is known already
+                  mean=lambda x: x       # the mean over processes, where there are several
+                 ) -> tuple[Tensor, Tensor]:    # (∂ val_loss(θ − ξ ∇_θ Σ γ·objectives)/∂γ, beside it)
     "How validation after one plain gradient step depends on each objective's weight."
     if grads is None:
         grads = grad(lambda t: (gamma * objectives(t)).sum())(theta)
@@ -135,36 +131,28 @@ class Adam(nn.Module):
         return x - self.lr * (self.m / (1 - b1**self.t)) / ((self.v / (1 - b2**self.t)).sqrt() + self.eps)
 
 # %% ../nbs/33_hypergradient.ipynb #weight-gradient
-def weight_gradient(
-    step: Step,
-    objectives,  # (output, targets) -> tensor of training objectives, of γ's shape
-    gamma: Tensor,  # the weights of the objectives
-    expected: Tensor,  # (M,), E_k; 0 where unknown
-    a: float,  # of `balanced_validation`
-    mean=lambda x: x,  # the mean over processes, where there are several
-) -> tuple[Tensor, Tensor]:
+def weight_gradient(step: Step,
+                    objectives,          # (output, targets) -> tensor of training objectives, of γ's shape
+                    gamma: Tensor,       # the weights of the objectives
+                    expected: Tensor,    # (M,), E_k; 0 where unknown
+                    a: float,            # of `balanced_validation`
+                    mean=lambda x: x     # the mean over processes, where there are several
+                   ) -> tuple[Tensor, Tensor]:
     "The hypergradient of γ without its factor ξ, and the validation cross-entropies after the step, (M,)."
     net = functional(step.net)
     theta = {k: p.detach() for k, p in step.net.named_parameters() if p.requires_grad}
-
-    def val_loss(t):
+    def training(t):
+        return objectives(net(t, step.x), step.targets)
+    def validation(t):
         with plain_gradient(step.net):
             ce = cross_entropy(net(t, step.val_x).logits, step.val_targets)
-        return balanced_validation(ce, torch.where(expected > 0, expected, ce.detach()), a), ce.detach()
-
+        known = torch.where(expected > 0, expected, ce.detach())
+        return balanced_validation(ce, known, a), ce.detach()
     with torch.autocast(step.x.device.type, enabled=False):
-        gradient, ce = hypergradient(
-            lambda t: objectives(net(t, step.x), step.targets),
-            val_loss,
-            theta,
-            gamma,
-            step.lr,
-            step.grads,
-            mean,
-        )
-    return gradient / step.lr, ce
+        gradient, ce = hypergradient(training, validation, theta, gamma, step.lr, step.grads, mean)
+    return gradient/step.lr, ce
 
 # %% ../nbs/33_hypergradient.ipynb #follow
-def follow(expected: Tensor, ce: Tensor, ema: float) -> Tensor:   # (M,), (M,)
+def update_expected(expected: Tensor, ce: Tensor, ema: float) -> Tensor:   # (M,), (M,)
     "E_k after one more validation batch (HDKD eq. 9); the first one sets it."
     return torch.where(expected > 0, ema*expected + (1 - ema)*ce, ce)

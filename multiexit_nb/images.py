@@ -89,17 +89,10 @@ class Decoded:
     "Images in memory: (N, 3, H, W) uint8."
     def __init__(self, images: Tensor):
         self.images, self._on = images, {}
+        self.nbytes, self.image_size = images.numel(), images.shape[-1]
 
     def __len__(self) -> int:
         return len(self.images)
-
-    @property
-    def nbytes(self) -> int:
-        return self.images.numel()
-
-    @property
-    def image_size(self) -> int:
-        return self.images.shape[-1]
 
     def on(self, device: torch.device) -> Tensor:
         "The images on `device` if they fit in a quarter of its free memory, else where they are."
@@ -135,14 +128,10 @@ class Encoded(torch.utils.data.Dataset):
                  image_size: int, where: str = "",
                  side: int | None = None):   # the shorter side becomes this before the centre is cut out
         self.items, self.image_size, self.where, self.side = items, image_size, where, side
+        self.nbytes = len(items)*3*image_size**2     # of the decoded images
 
     def __len__(self) -> int:
         return len(self.items)
-
-    @property
-    def nbytes(self) -> int:
-        "Of the decoded images."
-        return len(self)*3*self.image_size**2
 
     def item(self, i: int) -> bytes | str | Path:
         "The file or the bytes of image `i`."

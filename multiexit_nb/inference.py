@@ -7,8 +7,7 @@ __all__ = ['exit_table', 'by_exit', 'best_exit', 'budget_table', 'calibration_ta
            'combine_networks', 'take_rows', 'early_exit', 'time_early_exit', 'measure_early_exit', 'calibrate']
 
 # %% ../nbs/50_inference.ipynb #c02
-import contextlib
-import time
+import contextlib, time
 
 import torch
 from torch import Tensor
@@ -18,18 +17,8 @@ from .core import check_value
 from .metrics import calibration_error
 from .exits import MultiExitNet
 from .outputs import Outputs, as_temperature
-from multiexit_nb.policies import (
-    P_VALUES,
-    Policy,
-    as_policy,
-    calibrate,
-    confidences,
-    exit_fractions,
-    held_out,
-    leaving_counts,
-    leaving_exits,
-    solve,
-)
+from .policies import P_VALUES, Policy, as_policy, calibrate, confidences, exit_fractions
+from .policies import held_out, leaving_counts, leaving_exits, solve
 
 _all_ = ["calibrate"]     # its place in the Contract is here
 
@@ -47,6 +36,7 @@ def exit_table(outputs: Outputs,
             rows[f"{name}top{k}"] = 100*hits.double().mean(-1).numpy()
     return pd.DataFrame(rows, index=by_exit(outputs.num_exits))
 
+# %% ../nbs/50_inference.ipynb #by-exit
 def by_exit(num_exits: int):
     "The index of a table with one row per exit."
     import pandas as pd

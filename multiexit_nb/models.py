@@ -7,8 +7,10 @@ __all__ = ['Cohort', 'list_models', 'exits_of', 'model_options', 'create_model',
 
 # %% ../nbs/26_models.ipynb #c02
 import inspect
+from functools import partial
 
 import torch
+from fastcore.basics import patch
 from torch import Tensor, nn
 
 from .backbones import ShapesOnly, register_backbone
@@ -34,16 +36,19 @@ class Cohort(nn.Module):
         net = self.members[m - 1]
         return net.exit(x, net.num_exits)
 
-    def cost(self, convention: str = "macs", earlier_heads: bool = False) -> list[int]:
-        "Operations for one image by each member alone; with `earlier_heads`, by all members up to it."
-        own = [n.cost(convention)[-1] for n in self.members]
-        return [sum(own[:m + 1]) for m in range(len(own))] if earlier_heads else own
+# %% ../nbs/26_models.ipynb #cohort-cost
+@patch
+def cost(self: Cohort, convention: str = "macs", earlier_heads: bool = False) -> list[int]:
+    "Operations for one image by each member alone; with `earlier_heads`, by all members up to it."
+    own = [n.cost(convention)[-1] for n in self.members]
+    return [sum(own[:m + 1]) for m in range(len(own))] if earlier_heads else own
 
-    def summary(self):
-        "One row per member (a DataFrame)."
-        import pandas as pd
-        rows = pd.concat([n.summary().tail(1) for n in self.members], ignore_index=True)
-        return rows.set_index(pd.RangeIndex(1, self.num_exits + 1, name="exit"))
+@patch
+def summary(self: Cohort):
+    "One row per member (a DataFrame)."
+    import pandas as pd
+    rows = pd.concat([n.summary().tail(1) for n in self.members], ignore_index=True)
+    return rows.set_index(pd.RangeIndex(1, self.num_exits + 1, name="exit"))
 
 # %% ../nbs/26_models.ipynb #list-models
 def list_models() -> list[str]:
@@ -88,6 +93,23 @@ def _check(name: str, exits: str, num_classes, image_size, options: dict, flags:
     for k, v in flags.items():
         check_value(k, v, type(v) is bool, "true or false")
 
+# %% ../nbs/26_models.ipynb #made
+def _made(name: str, kind: str, num_classes: int, image_size: int, at, gradient_equilibrium: bool,
+          options: dict) -> MultiExitNet:
+    "A network of checked arguments; options go to the network if it knows them, else to the exits."
+    build = register_backbone[name]
+    known = inspect.signature(build).parameters
+    of_net = {k: v for k, v in options.items() if k in known}
+    of_exits = {k: v for k, v in options.items() if k not in known}
+    return attach(build(image_size, **of_net), kind, num_classes, image_size, at, gradient_equilibrium,
+                  **of_exits)
+
+def _cohort(names: str, *args, **options) -> Cohort:
+    "The networks of several names."
+    cohort = Cohort([create_model(name.strip(), *args, **options) for name in names.split("+")])
+    cohort.name = names
+    return cohort
+
 # %% ../nbs/26_models.ipynb #create-model
 def create_model(name: str,              # one of `list_models()`
                  num_classes: int,       # at least 2
@@ -107,23 +129,13 @@ def create_model(name: str,              # one of `list_models()`
     kind = exits_of(name, exits)
     flags = dict(gradient_equilibrium=gradient_equilibrium, links=links)
     _check(name, kind, num_classes, image_size, options, flags)
-    of_net = {k: v for k, v in options.items() if k in inspect.signature(register_backbone[name]).parameters}
-    of_exits = {k: v for k, v in options.items() if k not in of_net}
-    def make():
-        backbone = register_backbone[name](image_size, **of_net)
-        return attach(backbone, kind, num_classes, image_size, at, gradient_equilibrium, **of_exits)
+    made = partial(_made, name, kind, num_classes, image_size, at, gradient_equilibrium, options)
     with ShapesOnly(), torch.device("meta"):
-        net = make()
+        net = made()
     if torch.get_default_device().type != "meta":
-        net = make()
+        net = made()
     net.name = name
     return net.add_links() if links else net
-
-def _cohort(names: str, *args, **options) -> Cohort:
-    "The networks of several names."
-    cohort = Cohort([create_model(name.strip(), *args, **options) for name in names.split("+")])
-    cohort.name = names
-    return cohort
 
 # %% ../nbs/26_models.ipynb #options-as-meant
 def options_as_meant(name: str, options: dict, image_size: int,

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['register_criterion', 'ANSWERS', 'BEST', 'ENSEMBLE', 'MOST_LOGITS', 'Belief', 'belief_of', 'max_probability',
-           'entropy', 'margin', 'patience', 'list_criteria', 'best_classes', 'FullLogits', 'growing', 'rest_nodes',
+           'entropy', 'margin', 'patience', 'list_criteria', 'best_classes', 'growing', 'FullLogits', 'rest_nodes',
            'jacobi', 'CompactLogits', 'compact', 'sureness', 'rest_of', 'Outputs', 'as_temperature', 'Collector',
            'to_tensors', 'tensors_of', 'from_tensors']
 
@@ -92,19 +92,27 @@ def best_classes(z: Tensor,   # (…, K)
         classes[tied] = z[tied].sort(descending=True, stable=True).indices[:, :classes.shape[-1]]
     return classes[..., :k]
 
-# %% ../nbs/25_outputs.ipynb #full-logits
+# %% ../nbs/25_outputs.ipynb #growing
 ANSWERS = {"latest": "exit m alone",
            "ensemble": "mean probability of exits 1 … m",
            "logits": "mean logit of exits 1 … m"}
 
+def growing(logits: Tensor, mode: str):   # (M, N, K); a key of ANSWERS
+    "For each exit, what its answer is ranked by (N, K): its logits, or the sums over exits 1 … m."
+    check_value("mode", mode, mode in ANSWERS, " or ".join(map(repr, ANSWERS)))
+    total = 0
+    for z in logits:
+        if mode == "latest":
+            yield z
+        else:
+            total = total + (z.float().softmax(-1) if mode == "ensemble" else z.float())
+            yield total
+
+# %% ../nbs/25_outputs.ipynb #full-logits
 @dataclass(frozen=True)
 class FullLogits:
     "All logits of all exits."
     z: Tensor   # (M, N, K)
-
-    @property
-    def shape(self) -> tuple:
-        return tuple(self.z.shape)
 
     @property
     def sure(self) -> dict:
@@ -126,18 +134,6 @@ class FullLogits:
     def take(self, images) -> Tensor:
         "The logits (M, …, K) of some images; those that a compact form does not keep are filled in."
         return self.z[:, images].float()
-
-# %% ../nbs/25_outputs.ipynb #growing
-def growing(logits: Tensor, mode: str):   # (M, N, K); a key of ANSWERS
-    "For each exit, what its answer is ranked by (N, K): its logits, or the sums over exits 1 … m."
-    check_value("mode", mode, mode in ANSWERS, " or ".join(map(repr, ANSWERS)))
-    total = 0
-    for z in logits:
-        if mode == "latest":
-            yield z
-        else:
-            total = total + (z.float().softmax(-1) if mode == "ensemble" else z.float())
-            yield total
 
 # %% ../nbs/25_outputs.ipynb #rest-nodes
 def rest_nodes(z: Tensor,         # (B, K)
@@ -192,14 +188,16 @@ class CompactLogits:
     def shape(self) -> tuple:
         return (*self.values.shape[:2], self.num_classes)
 
-    def kept(self, name: str) -> Tensor:
-        "One of the fields, or one line where version 0.1 did not keep it."
-        field = getattr(self, name)
-        if field is None:
-            best = self.values.shape[-1]
-            raise InputError(f"these outputs are the {best} best logits alone, as version 0.1 stored them: "
-                             "make new ones by `outputs_of`")
-        return field
+# %% ../nbs/25_outputs.ipynb #kept
+@patch
+def kept(self: CompactLogits, name: str) -> Tensor:
+    "One of the fields, or one line where version 0.1 did not keep it."
+    field = getattr(self, name)
+    if field is None:
+        best = self.values.shape[-1]
+        raise InputError(f"these outputs are the {best} best logits alone, as version 0.1 stored them: "
+                         "make new ones by `outputs_of`")
+    return field
 
 # %% ../nbs/25_outputs.ipynb #compact-weighted
 @patch
@@ -278,21 +276,22 @@ class Outputs:
             bad = (self.logits if isinstance(self.logits, Tensor) else self.logits.values)[m].isnan().any(-1)
             check_value("logits", f"{int(bad.sum())} × NaN at exit {m + 1}", not bad.any(), "numbers")
 
-    @property
-    def form(self) -> FullLogits | CompactLogits:
-        "What answers for the logits."
-        return FullLogits(self.logits) if isinstance(self.logits, Tensor) else self.logits
-
-    @property
-    def num_exits(self) -> int:
-        return self.logits.shape[0]
-
-    @property
-    def num_classes(self) -> int:
-        return self.logits.shape[2]
-
     def __len__(self) -> int:
         return len(self.labels)
+
+# %% ../nbs/25_outputs.ipynb #outputs-form
+@patch(as_prop=True)
+def form(self: Outputs) -> FullLogits | CompactLogits:
+    "What answers for the logits."
+    return FullLogits(self.logits) if isinstance(self.logits, Tensor) else self.logits
+
+@patch(as_prop=True)
+def num_exits(self: Outputs) -> int:
+    return self.logits.shape[0]
+
+@patch(as_prop=True)
+def num_classes(self: Outputs) -> int:
+    return self.logits.shape[2]
 
 # %% ../nbs/25_outputs.ipynb #outputs-answers
 @patch(as_prop=True)

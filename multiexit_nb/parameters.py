@@ -29,14 +29,6 @@ class Param:
     high: float | None = None
     open: Literal["", "low", "high", "both"] = ""   # the ends that are left out of the range
 
-    def holds(self, number) -> bool:
-        "Whether a number is finite and in the range."
-        low = -LARGEST if self.low is None else self.low
-        high = LARGEST if self.high is None else self.high
-        above = number > low if self.open in ("low", "both") else number >= low
-        below = number < high if self.open in ("high", "both") else number <= high
-        return above and below
-
     @property
     def range_text(self) -> str:
         "The range as a person writes it."
@@ -46,6 +38,16 @@ class Param:
         above = f"{'>' if self.open in ('low', 'both') else '≥'} {low}" if low else ""
         below = f"{'<' if self.open in ('high', 'both') else '≤'} {high}" if high else ""
         return " and ".join(filter(None, (above, below)))
+
+# %% ../nbs/03_parameters.ipynb #holds
+@patch
+def holds(self: Param, number) -> bool:
+    "Whether a number is finite and in the range."
+    low = -LARGEST if self.low is None else self.low
+    high = LARGEST if self.high is None else self.high
+    above = number > low if self.open in ("low", "both") else number >= low
+    below = number < high if self.open in ("high", "both") else number <= high
+    return above and below
 
 # %% ../nbs/03_parameters.ipynb #fit
 def fit(value, kind, read: bool = False):
@@ -84,6 +86,7 @@ def _can_be_written(text: str) -> bool:
     "Whether a text is one line that a file can hold."
     return not any(ord(c) < 32 or 0xD800 <= ord(c) < 0xE000 for c in text)
 
+# %% ../nbs/03_parameters.ipynb #word
 def _word(value, words: tuple, read: bool):
     "One of some words."
     for w in words:
@@ -190,18 +193,6 @@ class Parameter:
     about: Param = Param("")
 
     @property
-    def doc(self) -> str:
-        return self.about.doc
-
-    @property
-    def low(self) -> float | None:
-        return self.about.low
-
-    @property
-    def high(self) -> float | None:
-        return self.about.high
-
-    @property
     def type_text(self) -> str:
         return type_text(self.kind)
 
@@ -213,6 +204,19 @@ class Parameter:
     def expected(self) -> str:
         "Type and range in a few words."
         return " ".join(filter(None, (self.type_text, self.range_text)))
+
+# %% ../nbs/03_parameters.ipynb #parameter-about
+@patch(as_prop=True)
+def doc(self: Parameter) -> str:
+    return self.about.doc
+
+@patch(as_prop=True)
+def low(self: Parameter) -> float | None:
+    return self.about.low
+
+@patch(as_prop=True)
+def high(self: Parameter) -> float | None:
+    return self.about.high
 
 # %% ../nbs/03_parameters.ipynb #check
 @patch

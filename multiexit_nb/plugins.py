@@ -24,14 +24,18 @@ def plugin_names(text: str) -> list[str]:
     "The names in a list with commas."
     return [name.strip() for name in text.split(",") if name.strip()]
 
+# %% ../nbs/15_plugins.ipynb #place
+def _place(e: Exception, file: Path) -> str:
+    "The line of the file where it went wrong."
+    at, found = e.__traceback__, getattr(e, "lineno", None)
+    while at is not None:
+        if at.tb_frame.f_code.co_filename == str(file):
+            found = at.tb_lineno
+        at = at.tb_next
+    return f", line {found}" if found else ""
+
 # %% ../nbs/15_plugins.ipynb #load-plugins
 _ran = {}      # file -> SHA-256 of its text when it ran
-
-def load_plugins(names: str = "") -> dict[str, str]:
-    "Run the files that settings.ini names, and these; every file that has run, with its SHA-256."
-    for name in plugin_names(settings()["plugins"]) + plugin_names(names):
-        _run(plugin_file(name))
-    return dict(_ran)
 
 def _run(file: Path):
     "Run a file, unless it has run as it is."
@@ -52,14 +56,11 @@ def _run(file: Path):
         _ran.pop(str(file))
         raise InputError(f"plugins: {file.name}{_place(e, file)}: {type(e).__name__}: {e}") from None
 
-def _place(e: Exception, file: Path) -> str:
-    "The line of the file where it went wrong."
-    at, found = e.__traceback__, getattr(e, "lineno", None)
-    while at is not None:
-        if at.tb_frame.f_code.co_filename == str(file):
-            found = at.tb_lineno
-        at = at.tb_next
-    return f", line {found}" if found else ""
+def load_plugins(names: str = "") -> dict[str, str]:
+    "Run the files that settings.ini names, and these; every file that has run, with its SHA-256."
+    for name in plugin_names(settings()["plugins"]) + plugin_names(names):
+        _run(plugin_file(name))
+    return dict(_ran)
 
 # %% ../nbs/15_plugins.ipynb #check-plugins
 def check_plugins(run_id: str, recorded: dict, strict: bool = True):

@@ -174,6 +174,7 @@ def known_choice(recipe: Recipe, device: torch.device) -> SpeedChoice:
     channels_last = open_layout if recipe.channels_last == "auto" else recipe.channels_last
     return SpeedChoice(precision, channels_last, "known of the device")
 
+# %% ../nbs/35_speed.ipynb #decide-auto
 def decide(recipe: Recipe, net, method, device: torch.device,
            batch,                # () -> (x, y), a training batch; called only if something has to be measured
            rounds: int = 3) -> SpeedChoice:

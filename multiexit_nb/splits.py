@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .core import progress, settings
 from .images import Decoded, Encoded, random_crop_flip
-from .processes import share
+from .processes import my_slice
 
 # %% ../nbs/12_splits.ipynb #augment
 @dataclass(frozen=True)
@@ -57,6 +57,19 @@ def epoch_generator(seed: int, epoch: int | str) -> torch.Generator:
     digest = hashlib.sha256(f"{seed}/{epoch}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
+# %% ../nbs/12_splits.ipynb #order
+def _order(n: int, batch_size: int, g: torch.Generator | None, drop_last: bool) -> list[Tensor]:
+    "The positions of each batch, in order or as drawn."
+    order = list((torch.arange(n) if g is None else torch.randperm(n, generator=g)).split(batch_size))
+    if drop_last and len(order) > 1 and len(order[-1]) < batch_size:
+        order.pop()
+    return order
+
+def _windows(order: list[Tensor], part: slice, area: tuple, g: torch.Generator) -> list:
+    "Of each batch: the draws for every image of this process, and the range of areas."
+    draws = (torch.rand(len(o), 4, generator=g)[part].tolist() for o in order)
+    return [[(d, area) for d in ds] for ds in draws]
+
 # %% ../nbs/12_splits.ipynb #batches
 @patch
 def batches(self: Split,
@@ -69,18 +82,12 @@ def batches(self: Split,
             device="cpu"
            ) -> Iterator[tuple[Tensor, Tensor]]:   # (B, 3, H, W) float32 and (B,) int64
     "Normalised batches on `device`."
-    device = torch.device(device)
+    device, a = torch.device(device), self.augment
     g = None if epoch is None else epoch_generator(seed, epoch)
-    order = torch.arange(len(self)) if g is None else torch.randperm(len(self), generator=g)
-    order = list(order.split(batch_size))
-    if drop_last and len(order) > 1 and len(order[-1]) < batch_size:
-        order.pop()
+    order, part = _order(len(self), batch_size, g, drop_last), my_slice() if shared else slice(None)
+    augmented = g is not None and augment
+    windows = dict(windows=_windows(order, part, a.area, g)) if augmented and a.area else {}
     workers = settings()["workers"] if self.workers is None else self.workers
-    a, part = self.augment, share() if shared else slice(None)
-    augmented, windows = g is not None and augment, {}
-    if augmented and a.area:
-        draws = (torch.rand(len(o), 4, generator=g)[part].tolist() for o in order)
-        windows = dict(windows=[[(d, a.area) for d in ds] for ds in draws])
     images = self.source.batches([self.rows[o[part]] for o in order], device, workers, **windows)
     for idx, x in zip(order, images, strict=True):
         if augmented:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
+from fastcore.basics import patch
 
 from .analysis.statistics import holm, paired_p
 from .core import InputError, atomic_write, check_value, exit_code, progress, project_root
@@ -64,12 +65,6 @@ class Study:
     splits: str = "one"    # for all runs, or "seed": every seed has its own
 
     @property
-    def arms(self) -> dict[str, dict]:
-        "Name of every arm → its parameters, without what the grid varies."
-        return {line["name"]: self.grid["base"] | {k: v for k, v in line.items() if k != "name"}
-                for line in self.grid["runs"]}
-
-    @property
     def seeds(self) -> list[int]:
         return list(self.grid["grid"]["seed"])
 
@@ -82,10 +77,18 @@ class Study:
         own = [c.parameters | dict(split_seed=c.parameters["seed"]) for c in found]
         return [replace(c, parameters=p, id=cell_id(p)) for c, p in zip(found, own, strict=True)]
 
+# %% ../nbs/75_studies.ipynb #arms
+@patch(as_prop=True)
+def arms(self: Study) -> dict[str, dict]:
+    "Name of every arm → its parameters, without what the grid varies."
+    return {line["name"]: self.grid["base"] | {k: v for k, v in line.items() if k != "name"}
+            for line in self.grid["runs"]}
+
 # %% ../nbs/75_studies.ipynb #list-studies
 def studies_folder() -> Path:
     return project_root()/"data"/"studies"
 
+# %% ../nbs/75_studies.ipynb #studies-listed
 def list_studies() -> list[str]:
     "The names of all studies."
     return sorted(f.stem for f in studies_folder().glob("*.yaml"))
@@ -192,6 +195,7 @@ def results_file(name: str) -> Path:
     "Where the results of a study are kept."
     return project_root()/"data"/"results"/f"{name}.parquet"
 
+# %% ../nbs/75_studies.ipynb #collect-results
 def collect(study: Study, folder: Path, file: Path | None = None) -> Path:
     "Write the results of a study's finished runs; the file. Raises InputError if there are none."
     import pandas as pd
@@ -245,6 +249,7 @@ def values(results, arm: str, metric: str, question: Question):
         return by_epoch.ffill(axis=1).iloc[:, -1]
     return by_epoch.mean(axis=1) if question.over == "mean" else by_epoch.std(axis=1)
 
+# %% ../nbs/75_studies.ipynb #differences
 def differences(results, question: Question) -> np.ndarray:
     "Arm minus other, one number per seed that both have."
     def of(arm):
@@ -286,6 +291,7 @@ def by_exit(results, metric: str = "top1", split: str = "test"):
     g = last.groupby(["arm", "exit"], observed=True, sort=False).value
     return g.agg(mean="mean", std="std", n="count").reset_index()
 
+# %% ../nbs/75_studies.ipynb #paired-by-exit
 def paired_by_exit(results, against: str, metric: str = "top1"):
     "Every arm minus one, exit by exit: difference and half its 95 % interval over seeds."
     import pandas as pd

@@ -56,6 +56,7 @@ def work(cell: Cell, folder: str,       # of the runs, as the worker sees it
     finally:
         lock.release()
 
+# %% ../nbs/47_sweep.ipynb #work-locked
 def _work(runs: RunsFolder, cell: Cell, env: dict, more: dict) -> str:
     if runs.run(cell).finished:
         return "finished"
@@ -73,7 +74,7 @@ def _work(runs: RunsFolder, cell: Cell, env: dict, more: dict) -> str:
         return f"failed: {said}"
     return "interrupted"
 
-# %% ../nbs/47_sweep.ipynb #papermill
+# %% ../nbs/47_sweep.ipynb #watched
 _WATCHED = """if True:
     import os, threading, time
     starter = os.getppid()
@@ -83,6 +84,8 @@ _WATCHED = """if True:
     threading.Thread(target=watch, daemon=True).start()
     from papermill.__main__ import papermill
     papermill()"""
+
+# %% ../nbs/47_sweep.ipynb #papermill
 _children = set()
 
 def _papermill(runs: RunsFolder, cell: Cell, parameters: dict, env: dict) -> tuple[int, str]:
@@ -114,6 +117,7 @@ def _last_error(log: Path) -> str:
     text = re.sub(r"\x1b\[[0-9;]*m", "", log.read_text(errors="replace"))
     return next((line[:500] for line in reversed(text.splitlines()) if _ERROR.match(line)), "")
 
+# %% ../nbs/47_sweep.ipynb #stop
 def _stop():
     "End what still runs here; its checkpoints stay."
     for child in list(_children):
@@ -126,6 +130,7 @@ def clock(seconds: float) -> str:
     m, s = divmod(round(seconds), 60)
     return f"{m//60}:{m%60:02d}:{s:02d}" if m >= 60 else f"{m}:{s:02d}"
 
+# %% ../nbs/47_sweep.ipynb #progress-of
 def progress_of(runs: RunsFolder, cell: Cell) -> dict:
     "Epochs done and to do, the time left at the run's pace, and the last accuracy of the deepest exit (%)."
     run = runs.run(cell)
@@ -142,6 +147,7 @@ def progress_of(runs: RunsFolder, cell: Cell) -> dict:
     return dict(epoch=f"{done}/{epochs}", left="" if finished else clock(seconds.median()*(epochs - done)),
                 top1=round(float(top.iloc[-1]), 1) if len(top) else None)
 
+# %% ../nbs/47_sweep.ipynb #plain-table
 def plain_table(df) -> str:
     "A DataFrame in text, short enough for a terminal."
     width = max(20, shutil.get_terminal_size().columns - 60)
@@ -164,21 +170,26 @@ class Sweep:
             for c in self.cells:
                 self.runs.note(c, "failed").unlink(missing_ok=True)
 
-    def state(self, cell: Cell) -> str:
-        "Of one cell: finished, running, interrupted, waiting, blocked or failed."
-        state = "failed" if cell.id in self.lines else self.runs.state(cell, self.running)
-        lost = state in ("waiting", "interrupted") and any(
-            self.state(self.by_id[t]) in ("failed", "blocked") for t in cell.after)
-        return "blocked" if lost else state
+# %% ../nbs/47_sweep.ipynb #sweep-state
+@patch
+def state(self: Sweep, cell: Cell) -> str:
+    "Of one cell: finished, running, interrupted, waiting, blocked or failed."
+    state = "failed" if cell.id in self.lines else self.runs.state(cell, self.running)
+    lost = state in ("waiting", "interrupted") and any(
+        self.state(self.by_id[t]) in ("failed", "blocked") for t in cell.after)
+    return "blocked" if lost else state
 
-    def counts(self) -> dict:
-        "How many cells are in each state."
-        states = [self.state(c) for c in self.cells]
-        return {s: states.count(s) for s in STATES if s in states}
+# %% ../nbs/47_sweep.ipynb #counts
+@patch
+def counts(self: Sweep) -> dict:
+    "How many cells are in each state."
+    states = [self.state(c) for c in self.cells]
+    return {s: states.count(s) for s in STATES if s in states}
 
-    def error(self, cell: Cell) -> str:
-        "The line of a failed cell."
-        return self.lines.get(cell.id) or self.runs.error(cell)
+@patch
+def error(self: Sweep, cell: Cell) -> str:
+    "The line of a failed cell."
+    return self.lines.get(cell.id) or self.runs.error(cell)
 
 # %% ../nbs/47_sweep.ipynb #note
 @patch(as_prop=True)
@@ -202,6 +213,7 @@ def table(self: Sweep, most: int | None = None):   # rows; the finished are left
     order = ("running", "failed", "interrupted", "blocked", "waiting", "finished")
     return df.sort_values("state", key=lambda c: c.map(order.index), kind="stable").head(most)
 
+# %% ../nbs/47_sweep.ipynb #varied
 @patch
 def varied(self: Sweep) -> list[str]:
     "The parameters that cells differ in; the method where they differ in none."
@@ -210,6 +222,7 @@ def varied(self: Sweep) -> list[str]:
         return {json.dumps(c.parameters.get(k), sort_keys=True, default=str) for c in self.cells}
     return [k for k in names if len(values(k)) > 1] or ["method"]
 
+# %% ../nbs/47_sweep.ipynb #row
 @patch
 def _row(self: Sweep, cell: Cell) -> dict:
     "Where a cell stands."
@@ -247,6 +260,7 @@ def decided(self: Sweep, cell: Cell) -> dict | None:
                 return {n: found[n] for n in ("precision", "channels_last", "threads") if n in found}
     return None if any(c.id in self.running for c in others) else {}
 
+# %% ../nbs/47_sweep.ipynb #taken-over
 def taken_over(decided: dict) -> tuple[dict, dict]:
     "Parameters and environment of a run that shall be as fast, and as precise, as another."
     parameters = {n: str(v).lower() for n, v in decided.items() if n != "threads"}
@@ -259,6 +273,7 @@ def ready(self: Sweep) -> list[Cell]:
     return [c for c in self.cells if c.id not in self.running and self.state(c) in ("interrupted", "waiting")
             and all(self.state(self.by_id[t]) == "finished" for t in c.after)]
 
+# %% ../nbs/47_sweep.ipynb #take
 @patch
 def take(self: Sweep, cell: Cell, said: str, tries: int = 3):
     "What came of a cell that was given out."
@@ -296,6 +311,7 @@ def run(self: Sweep, workers: int = 0,      # processes here; 0: as many as fit
     show(self)
     return self
 
+# %% ../nbs/47_sweep.ipynb #give-out
 @patch
 def _give_out(self: Sweep, submit, seats: list | None):    # None: the pool knows itself how many it takes
     "Begin what can be begun."
@@ -322,6 +338,7 @@ def _wait(self: Sweep, seconds: float):
     else:
         time.sleep(seconds)
 
+# %% ../nbs/47_sweep.ipynb #collect-done
 @patch
 def _collect(self: Sweep, seats: list | None):
     "Take note of what is through."
@@ -349,6 +366,7 @@ def live(stream=None):
     stream = stream or sys.stdout
     return _Table(stream) if stream.isatty() else _Lines(stream)
 
+# %% ../nbs/47_sweep.ipynb #live-table
 class _Table:
     "Rewritten in place."
     def __init__(self, stream):
@@ -362,6 +380,7 @@ class _Table:
         self.stream.flush()
         self.height = len(lines)
 
+# %% ../nbs/47_sweep.ipynb #live-lines
 class _Lines:
     "What has changed."
     def __init__(self, stream):

@@ -50,17 +50,23 @@ class Tracker:
         if self.failed:
             return
         try:
-            if self.inner is None:
-                self._open()
-            for r in records[self.told:]:
-                self.inner.log({tracker_row(row): row["value"] for row in tidy(r)}, step=r["epoch"])
-            self.told = len(records)
-            if over:
-                self.inner.finish()
+            self._tell(records, over)
         except Exception as e:       # whatever it is: training goes on without it
             self.failed = True
             why = f"{type(e).__name__}: {e}"
             warnings.warn(f"the tracker {self.name} failed and is left alone: {why}", stacklevel=3)
+
+# %% ../nbs/08_trackers.ipynb #tell
+@patch
+def _tell(self: Tracker, records: list[dict], over: bool):
+    "The records that it does not know yet."
+    if self.inner is None:
+        self._open()
+    for r in records[self.told:]:
+        self.inner.log({tracker_row(row): row["value"] for row in tidy(r)}, step=r["epoch"])
+    self.told = len(records)
+    if over:
+        self.inner.finish()
 
 # %% ../nbs/08_trackers.ipynb #open
 @patch

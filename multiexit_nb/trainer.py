@@ -34,6 +34,7 @@ def arguments(argv: list[str]) -> tuple[dict, set]:
         given |= check_value("-y", more, isinstance(more, dict), "a map of parameters, as {epochs: 3}")
     return check_parameters(given), set(given)
 
+# %% ../nbs/48_trainer.ipynb #parameters-text
 def parameters_text() -> str:
     "All parameters, for help."
     rows = []

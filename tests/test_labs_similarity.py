@@ -9,7 +9,7 @@ import ipywidgets
 import numpy as np
 import pytest
 import torch
-from lab_page import save_rows, until
+from lab_page import keep_all, kept, until
 
 from multiexit_nb import confusion_lab, rdm_lab, widgets
 from multiexit_nb.analysis import agreement, rdm
@@ -228,14 +228,8 @@ def test_runs_tested_on_other_images_are_not_compared(small, monkeypatch):
 
 
 def test_figures_and_tables_are_kept(small, finished):
-    (row,) = save_rows(small)
-    for view in small.choose.options:
-        small.choose.value = view
-        for i in (3, 4):
-            row.children[i].click()
-            assert "written" in row.children[-1].value
-    kept = {f.name.split("-2")[0] + f.suffix for f in (finished / "exports").iterdir()}
-    assert kept == {"rdm.html", "rdm.csv"}
+    assert all("written" in said for view in keep_all(small).values() for said in view)
+    assert kept(finished) == {"rdm.html", "rdm.csv"}
 
 
 # ---------------------------------------------------------------- confusion

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from every_method import one_of_each_kind
 from torch import nn
 
 from multiexit_nb.attach import attach_exits
@@ -111,15 +112,16 @@ def test_terms_are_finite_and_the_right_exits_get_gradient(name, build):
     assert method.teacher_net is None or all(p.grad is None for p in method.teacher_net.parameters())
 
 
-FAST = ({("cnn", n) for n in set(NAMES) - {"hdbt", "hmsdnet"}}
-        | {("msdnet", n) for n in ("branchynet", "mate", "hdkd", "imta", "dih")})
-BOTH = [pytest.param(net, n, marks=() if (net, n) in FAST else pytest.mark.slow) for net in NETS
-        for n in NAMES]
-EVEN = [pytest.param(net, n, marks=() if n in ("branchynet", "mate", "hdkd", "imta") else pytest.mark.slow)
-        for net in NETS for n in NAMES]
+FAST = one_of_each_kind()
 
 
-@pytest.mark.parametrize("build,name", BOTH, indirect=["build"])
+def on(fast_nets):
+    "Every method on both networks; fast is one of each kind, on these."
+    return [pytest.param(net, n, marks=() if n in FAST and net in fast_nets else pytest.mark.slow)
+            for net in NETS for n in NAMES]
+
+
+@pytest.mark.parametrize("build,name", on(NETS), indirect=["build"])
 def test_state_round_trips_and_training_goes_on_bit_for_bit(name, build):
     net = build()
     method = made(name, net)
@@ -138,7 +140,7 @@ def test_state_round_trips_and_training_goes_on_bit_for_bit(name, build):
     assert all(map(torch.isfinite, map(torch.tensor, first)))
 
 
-@pytest.mark.parametrize("build,name", EVEN, indirect=["build"])
+@pytest.mark.parametrize("build,name", on({"cnn"}), indirect=["build"])
 def test_gradient_equilibrium_goes_with_every_method(name, build):
     net = build(gradient_equilibrium=True)
     method = made(name, net)

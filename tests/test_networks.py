@@ -21,7 +21,7 @@ from multiexit_nb.cost import CONVENTIONS, count
 from multiexit_nb.exits import ExitPath, Head, count_parts, list_exits, register_exit
 from multiexit_nb.methods import create_method
 from multiexit_nb.models import create_model, list_models
-from multiexit_nb.msdnet import Cell, Column
+from multiexit_nb.msdnet import Column, ScaleLayer
 
 torch.set_num_threads(1)
 ROWS = list(csv.DictReader((Path(__file__).parent/"published_costs.csv").open(encoding="utf8")))
@@ -394,7 +394,7 @@ def test_msdnet_exits_skip_what_they_do_not_need(prune, step_mode):
     torch.manual_seed(0)
     net = create_model("msdnet", 10, prune=prune, step_mode=step_mode, num_exits=4, base=2, step=2).eval()
     x, ran = torch.randn(2, 3, 32, 32), []
-    cells = [m for m in net.backbone.modules() if isinstance(m, (Cell, nn.Linear))]
+    cells = [m for m in net.backbone.modules() if isinstance(m, (ScaleLayer, nn.Linear))]
     for c in cells:
         c.register_forward_hook(lambda m, *_: ran.append(m))
     with torch.no_grad():
@@ -567,8 +567,8 @@ def test_every_network_takes_its_smallest_image():
 def test_fine_scales_of_msdnet_wait_until_they_are_needed(name, monkeypatch):
     "From exit to exit: what the whole pass gives, and no cell is computed twice or for nothing."
     net, x = create_model(name, 10).eval().backbone, torch.randn(2, 3, 32, 32)
-    computed, forward = [], Cell.forward
-    monkeypatch.setattr(Cell, "forward", lambda self, *x: computed.append(self) or forward(self, *x))
+    computed, forward = [], ScaleLayer.forward
+    monkeypatch.setattr(ScaleLayer, "forward", lambda self, *x: computed.append(self) or forward(self, *x))
 
     def cells(state, stage, done=0):
         computed.clear()
@@ -585,5 +585,5 @@ def test_fine_scales_of_msdnet_wait_until_they_are_needed(name, monkeypatch):
             torch.testing.assert_close(alone[-1], maps[stage - 1][-1])
             assert len(set(so_far)) == len(so_far) and set(so_far) == set(needed)
             at_once.append(len(needed))
-    there = sum(isinstance(c, Cell) for c in net.modules())
+    there = sum(isinstance(c, ScaleLayer) for c in net.modules())
     assert len(state) == 1 and at_once == sorted(at_once) and at_once[-1] <= there

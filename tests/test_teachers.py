@@ -11,25 +11,29 @@ from pathlib import Path
 
 import pytest
 import torch
+from every_method import but, needs_teacher, overrides
 
 from multiexit_nb import experiment, speed, training
 from multiexit_nb.checkpoints import load_checkpoint
 from multiexit_nb.core import InputError, MultiExitOutput, seed_everything
 from multiexit_nb.data import load_dataset
-from multiexit_nb.methods import _discover, create_method, preset_recipe
+from multiexit_nb.methods import (
+    create_method,
+    hyperparameters,
+    list_methods,
+    list_presets,
+    preset_recipe,
+)
 from multiexit_nb.models import create_model
 from multiexit_nb.runs import Run
 from multiexit_nb.trainer import Recipe, train
 
 PLAIN = dict(precision="fp32", channels_last=False)
-CASES = {"kd": {}, "dih": dict(heads_epochs=2), "fitnets": dict(hint_epochs=2),
-         "takd": dict(assistants=["tiny"], assistant_epochs=2), "dih_online": {}}
-ALONE = {"imta": dict(stage2_epochs=2), "hdkd": {}, "hdbt": {}, "hmsdnet": {}, "naive_dkd": {}, "dml": {},
-         "mate": dict(alpha="auto")}
-
-
-def but(fast, names):
-    return [n if n in fast else pytest.param(n, marks=pytest.mark.slow) for n in names]
+ARGS = {"dih": dict(heads_epochs=2), "fitnets": dict(hint_epochs=2), "imta": dict(stage2_epochs=2),
+        "takd": dict(assistants=["tiny"], assistant_epochs=2), "mate": dict(alpha="auto")}
+NAMES = list_methods()
+TAUGHT = list(filter(needs_teacher, NAMES))
+PHASED = [n for n in NAMES if overrides(n, "phases")]
 
 
 @pytest.fixture(scope="module")
@@ -40,13 +44,13 @@ def data():
 def make(name, data, seed=0, teacher_exits="none", **kw):
     "Network, method and teacher: one exit, or four where the method has no teacher from outside."
     seed_everything(7)
-    teacher = create_model("tiny", 10, data.image_size, teacher_exits) if name in CASES else None
+    teacher = create_model("tiny", 10, data.image_size, teacher_exits) if name in TAUGHT else None
     seed_everything(seed)
-    net = create_model("tiny", 10, data.image_size, "none" if name in CASES else "sepconv",
-                       width=4 if name in CASES else 2)
+    net = create_model("tiny", 10, data.image_size, "none" if name in TAUGHT else "sepconv",
+                       width=4 if name in TAUGHT else 2)
     method = create_method(name, num_exits=net.num_exits, num_classes=10, feature_dims=net.feature_dims,
                            num_train=len(data.train),
-                           **(CASES | ALONE)[name] | kw)
+                           **ARGS.get(name, {}) | kw)
     return net, method.set_teacher(teacher) if teacher else method, teacher
 
 
@@ -59,7 +63,7 @@ def same(a, b):
     return a.keys() == b.keys() and all(torch.equal(v, b[k]) for k, v in a.items())
 
 
-@pytest.mark.parametrize("name", but({"fitnets"}, CASES))
+@pytest.mark.parametrize("name", but({"fitnets"}, TAUGHT))
 def test_resume_is_bit_identical_at_every_epoch(name, data, tmp_path):
     net, method, teacher = make(name, data)
     before = {k: v.clone() for k, v in teacher.state_dict().items()}
@@ -93,7 +97,7 @@ def _until_killed(name, path, step):   # in a process of its own
     list(run(*make(name, data, seed=10)[:2], data, checkpoint=path, resume="auto"))
 
 
-@pytest.mark.parametrize("name", but({"dih"}, ["dih", "imta", "fitnets", "takd"]))
+@pytest.mark.parametrize("name", but({"dih"}, PHASED))
 def test_kill_9_in_every_phase(name, data, tmp_path):
     """Killed in the second epoch of the first phase and, gone on, in the second of the second: the weights
     of an undisturbed training."""
@@ -190,18 +194,17 @@ def big(tmp_path_factory):
 
 BASE = dict(dataset="digits", images_per_class=20, model="tiny", exits="none", epochs=1, batch_size=32,
             **PLAIN)
-RUNS = dict(imta=dict(stage2_epochs=1), kd={}, dih=dict(heads_epochs=1), dih_online={},
-            fitnets=dict(hint_epochs=1),
-            takd=dict(assistants=["tiny"], assistant_epochs=1), dml={}, hdkd=dict(meta_every=3),
+RUNS = dict(imta=dict(stage2_epochs=1), dih=dict(heads_epochs=1), fitnets=dict(hint_epochs=1),
+            takd=dict(assistants=["tiny"], assistant_epochs=1), hdkd=dict(meta_every=3),
             mate=dict(alpha="auto", meta_every=3))
 
 
 def parameters(name, big, **kw):
-    args = RUNS.get(name, {}) | ({"teacher": str(big.path)} if name in CASES else {})
-    return BASE | dict(method=name, method_args=args, exits="none" if name in CASES else "sepconv") | kw
+    args = RUNS.get(name, {}) | ({"teacher": str(big.path)} if name in TAUGHT else {})
+    return BASE | dict(method=name, method_args=args, exits="none" if name in TAUGHT else "sepconv") | kw
 
 
-@pytest.mark.parametrize("name", but({"imta", "dih", "fitnets", "takd"}, RUNS))
+@pytest.mark.parametrize("name", but(PHASED, NAMES))
 def test_a_finished_run_rebuilds_the_network_that_was_tested(name, big):
     p = parameters(name, big)
     run = Run.load(experiment.run_experiment(p, set(p), bar=False).id)
@@ -217,10 +220,9 @@ def test_a_finished_run_rebuilds_the_network_that_was_tested(name, big):
         assert all(link.on == 1 for link in run.model().links)
 
 
-PRESETS = [(n, p) for n in (*CASES, *ALONE) for p in _discover()[n].presets if p != "default"]
-FAST = {("dih", "code"), ("fitnets", "paper"), ("imta", "paper"), ("hdkd", "imagenet"),
-        ("naive_dkd", "paper"), ("dml", "paper"), ("mate", "paper")}
-PRESETS = [pytest.param(*pair, marks=() if pair in FAST else pytest.mark.slow) for pair in PRESETS]
+PRESETS = [(n, p) for n in NAMES for p in list_presets(n) if p != "default"]
+ONE_EACH = {preset_recipe(*pair): pair for pair in reversed(PRESETS)}.values()     # of each recipe
+PRESETS = [pytest.param(*pair, marks=() if pair in ONE_EACH else pytest.mark.slow) for pair in PRESETS]
 
 
 @pytest.mark.parametrize("name,preset", PRESETS)
@@ -229,9 +231,10 @@ def test_every_preset_starts_with_its_schedule(name, preset, big, data):
     p = parameters(name, big, preset=preset, images_per_class=20)
     p["method_args"] = {k: v for k, v in p["method_args"].items() if k != "alpha"}
     e = experiment.prepare(p, {"epochs", "batch_size", "precision", "channels_last"})
-    want = Recipe.preset(preset_recipe(name, preset), **PLAIN, epochs=1, batch_size=32)
-    # whose own is its length
-    assert e.recipe == want and (want != Recipe(epochs=1, batch_size=32, **PLAIN)) == (name != "mate")
+    recipe = preset_recipe(name, preset) or "default"
+    want = Recipe.preset(recipe, **PLAIN, epochs=1, batch_size=32)
+    assert e.recipe == want
+    assert (Recipe.preset(recipe) == Recipe()) == (recipe == "default")
     t = e.start(e.load(), bar=False)
     assert all(math.isfinite(v) for v in next(t)["train"]["loss"].values()) and t.method.preset == preset
     assert t.optimizer.param_groups[0]["weight_decay"] == want.weight_decay
@@ -240,7 +243,7 @@ def test_every_preset_starts_with_its_schedule(name, preset, big, data):
 
 # ---------------------------------------------------------------- compiled, and in low precision
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*CASES, *ALONE])
+@pytest.mark.parametrize("name", NAMES)
 def test_compiled_training_is_the_plain_one(name, data, monkeypatch):
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     data, results = load_dataset("digits", images_per_class=20), []
@@ -253,7 +256,7 @@ def test_compiled_training_is_the_plain_one(name, data, monkeypatch):
         assert a == pytest.approx(b, rel=1e-2, abs=1e-4)
 
 
-@pytest.mark.parametrize("name", but({"dih", "imta"}, [*CASES, *ALONE]))
+@pytest.mark.parametrize("name", but({"dih", "imta"}, NAMES))
 def test_bfloat16_training_has_float32_losses_and_weights(name):
     data = load_dataset("digits", images_per_class=20)
     net, method, teacher = make(name, data)
@@ -276,7 +279,7 @@ def test_bfloat16_training_has_float32_losses_and_weights(name):
         assert torch.bfloat16 in low     # whose teacher is part of the loss
 
 
-@pytest.mark.parametrize("name", ["hdkd", "mate"])
+@pytest.mark.parametrize("name", but({"hdkd", "mate"}, [n for n in NAMES if overrides(n, "before_step")]))
 def test_loss_weights_are_learned_in_float32_though_the_training_is_not(name):
     "The pass that moves γ, or α, sees no bfloat16; the training step beside it does."
     data = load_dataset("digits", images_per_class=20)
@@ -299,7 +302,7 @@ def _shares(out):   # in each of two processes, or in one
     rank = (training.join(torch.device("cpu"))
             and (torch.distributed.get_rank() if torch.distributed.is_initialized() else 0))
     data, found = load_dataset("digits", images_per_class=20), {}
-    for name in (*CASES, "imta"):
+    for name in sorted({*TAUGHT, *PHASED}):
         net, method, _ = make(name, data)
         records = list(run(net, method, data, Recipe(epochs=1, batch_size=64, lr=.01, **PLAIN)))
         found[name] = dict(net=net.state_dict(), method=method.state_dict(),
@@ -390,7 +393,7 @@ def test_heads_are_where_and_what_the_paper_says(name, k):
             assert len(teacher.shapes) == (5 if name == "vgg11" else k)
 
 
-@pytest.mark.parametrize("method", ["dih", "dih_online"])
+@pytest.mark.parametrize("method", [n for n in NAMES if "head_activation" in hyperparameters(n)])
 def test_head_activation_is_around_the_linear_map(method, data):
     x = next(data.train.batches(4))[0]
     heads = {a: make(method, data, head_activation=a)[1].ready(create_model("tiny", 10, 32, "none")).heads

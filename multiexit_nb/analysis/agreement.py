@@ -72,6 +72,7 @@ def groups(c,                          # confusion counts
     others = [k for k in range(K) if k not in set(chosen)]
     return {names[k]: [k] for k in chosen} | {f"{len(others)} others": others}
 
+# %% ../../nbs/55_agreement.ipynb #distinct
 def distinct(names: list[str]) -> list[str]:
     "Names that occur once; those that occur twice get their number."
     return [name if names.count(name) == 1 else f"{name} ({k})" for k, name in enumerate(names)]
@@ -102,6 +103,7 @@ def tint(colour: str, share: float) -> tuple:   # share: 0 … 1 of the largest
     a = .12 + .88*max(0., min(1., share))**.5
     return tuple(round(255 - a*(255 - float(c))) for c in colour[4:-1].split(","))
 
+# %% ../../nbs/55_agreement.ipynb #colour-scale
 def colour_scale(colour: str) -> list:
     "Plotly's scale of it."
     return [[share, f"rgb{tint(colour, share)}"] for share in (0, .01, .04, .1, .25, .5, 1)]
@@ -139,6 +141,7 @@ def add_numbers(fig, v, top: float, colour: str, form: str):
     fig.add_scatter(x=cols.tolist(), y=rows.tolist(), mode="text", text=[form.format(x) for x in values],
                     hoverinfo="skip", showlegend=False, textfont=dict(size=12, color=colours))
 
+# %% ../../nbs/55_agreement.ipynb #is-light
 def is_light(rgb: tuple) -> bool:
     "Whether dark letters are read better on it."
     return sum(w*c for w, c in zip((.3, .59, .11), rgb, strict=True)) > 135
@@ -197,6 +200,7 @@ def square(cells) -> list[list]:
     both, first, second, neither = cells
     return [[both, second], [first, neither]]
 
+# %% ../../nbs/55_agreement.ipynb #cell-at
 def cell_at(row: int, col: int) -> str:
     "The name of the cell that was clicked in `plot_agreement`."
     return square(CELLS)[row][col]

@@ -20,6 +20,7 @@ def exit_curves(history, metric: str, split: str = "val"):
     rows = history[(history.metric == metric) & (history.split == split) & history.exit.notna()]
     return rows.pivot_table(index="epoch", columns="exit", values="value", aggfunc="last")
 
+# %% ../../nbs/51_curves.ipynb #scored-split
 def scored_split(history) -> str:
     "The split that was scored every epoch: val, or test where nothing was held out."
     return "val" if (history.split == "val").any() else "test"
@@ -99,6 +100,7 @@ def matrices(history, name: str, split: str | None = None):
     table = rows.pivot_table(index=["epoch", "exit"], columns="column", values="value", aggfunc="last")
     return table.sort_index(axis=0).sort_index(axis=1)
 
+# %% ../../nbs/51_curves.ipynb #matrix-at
 def matrix_at(history, name: str, epoch: int | None = None, split: str = "val"):
     "A logged matrix: row = first index (MATE: teacher), column = second (exit); by default at the end."
     table = matrices(history, name, split)
@@ -175,10 +177,12 @@ def grid(count: int) -> tuple[int, int]:
     rows = 1 if count <= 4 else -(-count//5) if count > 8 else 2
     return rows, -(-count//rows)
 
+# %% ../../nbs/51_curves.ipynb #place
 def place(panel: int, cols: int) -> dict:
     "Row and column of the k-th panel, from 0, as plotly counts them."
     return dict(row=panel//cols + 1, col=panel % cols + 1)
 
+# %% ../../nbs/51_curves.ipynb #panels
 def panels(titles, title: str, x: str, y: str, rows: int = 1, height: int | None = None, shared: bool = True):
     "An empty figure with a panel per title, in the workbench's look."
     from plotly.subplots import make_subplots
@@ -198,6 +202,7 @@ def look(i: int, count: int, size: int = 7) -> dict:
     return dict(line=dict(color=exit_colours(count)[i], dash=DASHES[i % 6], width=2),
                 marker=dict(symbol=MARKERS[i % len(MARKERS)], size=size))
 
+# %% ../../nbs/51_curves.ipynb #panels-of-lines
 class Panels:
     "Panels side by side that share their lines: a name has one colour, dash and marker, and is told once."
     def __init__(self, titles, names, title: str, x: str, y: str, rows: int = 1, height: int = 380,

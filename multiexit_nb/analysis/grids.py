@@ -27,6 +27,7 @@ def grid_lines(arms: list[dict]) -> list[dict]:
         lines.setdefault(_key(p), p)
     return sorted(lines.values(), key=lambda line: "name" not in line)
 
+# %% ../../nbs/71_grids.ipynb #product
 def _product(lines: list[dict], key: str) -> tuple[list[dict], list]:
     "The lines without `key` and its values, where every line has every value; else the lines, and none."
     groups = {}
@@ -44,6 +45,7 @@ def grid_files(kind: str) -> list[str]:    # "full" or "quick"
     named = [f.grid.values() if isinstance(f.grid, dict) else [f.grid] for f in forms]
     return sorted({g for grids in named for g in grids if g})
 
+# %% ../../nbs/71_grids.ipynb #items-of
 def items_of(kind: str, name: str) -> list[Item]:
     "The tables and figures that a grid trains."
     found = []
@@ -117,6 +119,7 @@ def grid_text(kind: str, name: str) -> str:
     lines += ["grid:", *(f"  {k}: {_flow(v)}" for k, v in grid["grid"].items())] if grid["grid"] else []
     return "\n".join(lines) + "\n"
 
+# %% ../../nbs/71_grids.ipynb #write-grids
 def write_grids(folder) -> list[Path]:
     "Write the grids of all papers into full/ and quick/ of a folder; returns the files."
     files = [(Path(folder)/kind/f"{name}.yaml", grid_text(kind, name)) for kind in ("full", "quick")

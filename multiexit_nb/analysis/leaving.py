@@ -40,10 +40,12 @@ def add_shares(fig, curve):
         fig.add_scatter(x=curve.cost, y=100*curve[name], name=name.replace("_", " "), yaxis="y2",
                         stackgroup="exits", mode="lines", line=dict(color=colour, width=0.5))
 
+# %% ../../nbs/53_leaving.ipynb #exit-columns
 def exit_columns(table) -> list[str]:
     "The columns exit_1 … exit_M."
     return [c for c in table.columns if c.startswith("exit_")]
 
+# %% ../../nbs/53_leaving.ipynb #marker
 def marker(i: int) -> str:
     "The symbol of the i-th line or point, from 0."
     return MARKERS[i % len(MARKERS)]

@@ -40,6 +40,7 @@ class RunIndex:
         except InputError:
             return []
 
+# %% ../../nbs/72_matching.ipynb #index-of
 def by_identity(runs=None) -> RunIndex:      # as for `finished_runs`; an index is given back as it is
     "Finished runs by identity: of twins the newest."
     if isinstance(runs, RunIndex):
@@ -63,6 +64,7 @@ class Found:
             return self.labels[label]
         raise AttributeError(label)
 
+# %% ../../nbs/72_matching.ipynb #find
 def find(item: Item, runs, form: Form) -> list[Found]:
     "The arms of an item in a form, each with its runs, which may be none."
     index = by_identity(runs)
@@ -118,6 +120,7 @@ def _costs(network: str, method: str,      # parameters, as JSON
             made.prepare(net)
     return net.cost(), net.cost(earlier_heads=True)
 
+# %% ../../nbs/72_matching.ipynb #cost-of-run
 def cost_of(run: Run) -> tuple[list, list]:
     "What each exit of a run's network costs: alone, and with the heads before it."
     p, about = run.parameters, run.about
@@ -125,6 +128,7 @@ def cost_of(run: Run) -> tuple[list, list]:
                        for keys in (("model", "exits", "model_args"), ("method", "preset", "method_args")))
     return _costs(network, method, about["num_classes"], about["image_size"])
 
+# %% ../../nbs/72_matching.ipynb #outputs-of
 def outputs_of(run: Run) -> tuple[Outputs, Outputs]:
     "Validation and test outputs of a run."
     return run.outputs("val"), run.outputs("test")
@@ -138,12 +142,14 @@ def exit_number(exit, num_exits: int) -> int | None:
         return num_exits
     return int(exit) if str(exit).isdigit() and int(exit) <= num_exits else None
 
+# %% ../../nbs/72_matching.ipynb #recorded
 @row_score("top1")
 @row_score("top5")
 def _recorded(run: Run, row) -> float | None:
     m = exit_number(row.exit, len(run.result["test"]["top1"]))
     return run.result["test"][row.metric][m - 1] if m else None
 
+# %% ../../nbs/72_matching.ipynb #budgeted
 @row_score("top5_budgeted")
 def _budgeted(run: Run, row) -> float | None:
     val, test = outputs_of(run)
@@ -166,12 +172,14 @@ def _gap(run: Run, row) -> tuple | None:
     m = int(row.exit)
     return (float(gaps[m].mean()), float(gaps[m].std())) if m in gaps else None
 
+# %% ../../nbs/72_matching.ipynb #budget-mode
 def budget_mode(run: Run, row) -> float | None:
     "Top-5 of the exit that is best on validation images within the budget (DBT)."
     cost = cost_of(run)[0]
     m = exit_number(row.exit, len(cost))
     return float(budget_table(*outputs_of(run), cost, 5).top5[m]) if m else None
 
+# %% ../../nbs/72_matching.ipynb #score-of
 def score_of(paper: Paper, run: Run, row) -> float | tuple | None:
     "What a run has for a published row; None where its record does not hold it."
     try:
@@ -190,6 +198,7 @@ def _ours(paper: Paper, row, runs: list[Run]) -> dict:
     mean = (max if best else np.mean)(values) if values else float("nan")
     return dict(ours=mean, ours_std=pm, n=len(values), runs=" ".join(r.id for r in runs) if values else "")
 
+# %% ../../nbs/72_matching.ipynb #fill-rows
 def fill(item: Item, rows, runs, form: Form):
     "Published rows with ours beside: ours, ours_std, n, runs (their ids); NaN where no run counts."
     import pandas as pd
@@ -206,7 +215,7 @@ def fill(item: Item, rows, runs, form: Form):
     columns = ["ours", "ours_std", "n", "runs"]
     return pd.concat([rows.reset_index(drop=True), pd.DataFrame(out, columns=columns)], axis=1)
 
-# %% ../../nbs/72_matching.ipynb #network-numbers
+# %% ../../nbs/72_matching.ipynb #as-printed
 COSTS = ("macs_M", "macs_G", "gflops", "params_M")
 
 def as_printed(metric: str,               # of COSTS
@@ -214,6 +223,7 @@ def as_printed(metric: str,               # of COSTS
     "Our cost or parameters in the unit of a published number; EED doubles the rounded number."
     return dict(gflops=2*round(cost/1e9, 2), macs_M=cost/1e6, macs_G=cost/1e9, params_M=params/1e6)[metric]
 
+# %% ../../nbs/72_matching.ipynb #network-numbers
 @cache
 def network_numbers(paper: str, model: str, image_size: int) -> tuple[list, int]:
     "Cost of each exit as a paper counts, and parameters up to the last exit."
@@ -224,6 +234,7 @@ def network_numbers(paper: str, model: str, image_size: int) -> tuple[list, int]
     size = sum(p.numel() for part in (net.backbone.stages, net.heads[-1]) for p in part.parameters())
     return net.cost(convention, earlier), size
 
+# %% ../../nbs/72_matching.ipynb #fill-costs
 def fill_costs(rows):
     "Published costs and parameters with those of our networks beside."
     def ours(r) -> float:

@@ -55,6 +55,7 @@ def _sorted_rows(body, keys: list):
     return body.sort_values(keys, key=lambda c: c.map({v: i for i, v in enumerate(order[c.name])}),
                             kind="stable")
 
+# %% ../../nbs/73_published.ipynb #layout-cells
 def layout(body, keys: list, across: str, show):
     "Cells of a published table: rows by `keys` and source, columns by `across`."
     import pandas as pd

@@ -45,40 +45,45 @@ def angles(x: np.ndarray) -> np.ndarray:   # (N, D) -> (N, N)
     d[none] = d[:, none] = 1
     return d
 
+# %% ../../nbs/54_rdm.ipynb #rsa-distances
 def rsa_distances(x: np.ndarray, distance: str, **kw) -> np.ndarray:
     "One of rsatoolbox's."
     from rsatoolbox.data import Dataset
     from rsatoolbox.rdm import calc_rdm
     return calc_rdm(Dataset(x), distance, **kw).get_matrices()[0]
 
-# %% ../../nbs/54_rdm.ipynb #dissimilarities
+# %% ../../nbs/54_rdm.ipynb #checked-patterns
 DISTANCES = ("correlation", "cosine", "euclidean", "mahalanobis", "poisson")
 
-def dissimilarities(x,                             # (N, D) patterns
-                    distance: str = "correlation",
-                    labels=None                    # (N,) for "mahalanobis": scatter within classes
-                   ) -> np.ndarray:                # (N, N)
-    "The RDM of some patterns. Raises InputError if they are not finite, or negative for poisson."
+def _patterns(x, distance: str) -> np.ndarray:   # (N, D)
+    "Patterns in double precision. Raises InputError if they are none, or not fit for the distance."
     x = np.array(x, np.float64)
     ok = x.ndim == 2 and len(x) > 1 and x.shape[1] > 0
     check_value("patterns", x.shape, ok, "(images, numbers), at least two images")
     if not np.isfinite(x).all():
         raise InputError("some patterns are not finite numbers")
+    if distance not in DISTANCES:
+        raise unknown("distance", distance, DISTANCES)
+    if distance == "poisson" and x.min() < 0:
+        raise InputError("distance 'poisson' needs values ≥ 0: probabilities, features after a ReLU")
+    return x
+
+# %% ../../nbs/54_rdm.ipynb #dissimilarities
+def dissimilarities(x,                             # (N, D) patterns
+                    distance: str = "correlation",
+                    labels=None                    # (N,) for "mahalanobis": scatter within classes
+                   ) -> np.ndarray:                # (N, N)
+    "The RDM of some patterns. Raises InputError if they are not finite, or negative for poisson."
+    x = _patterns(x, distance)
     match distance:
         case "correlation":
             d = angles(x - x.mean(1, keepdims=True))
         case "cosine":
             d = angles(x)
-        case "euclidean":
-            d = rsa_distances(x, distance)
         case "mahalanobis":
             d = rsa_distances(x, distance, noise=within_precision(x, labels))
-        case "poisson":
-            if x.min() < 0:
-                raise InputError("distance 'poisson' needs values ≥ 0: probabilities, features after a ReLU")
+        case _:                                    # euclidean, poisson
             d = rsa_distances(x, distance)
-        case _:
-            raise unknown("distance", distance, DISTANCES)
     np.fill_diagonal(d, 0)
     return d.clip(0)
 
@@ -105,6 +110,7 @@ def within_precision(x, labels) -> np.ndarray:   # (D, D)
         raise InputError("distance 'mahalanobis': the scatter within classes cannot be inverted; "
                          "take more images") from None
 
+# %% ../../nbs/54_rdm.ipynb #kept-share
 def kept_share(w: np.ndarray, dof: int) -> float:   # (N, D), of variance 1
     "1 − λ: what is kept of the correlations."
     n, off = len(w), ~np.eye(w.shape[1], dtype=bool)
@@ -178,6 +184,7 @@ def pooled(d: np.ndarray, most: int = MOST_POINTS) -> tuple[np.ndarray, int]:
     size = np.diff([*at, len(d)])
     return np.add.reduceat(np.add.reduceat(d, at, 0), at, 1)/np.outer(size, size), k
 
+# %% ../../nbs/54_rdm.ipynb #step-of
 def step_of(top: float, levels: int = 200) -> float:
     "A round number (1, 2 or 5 times a power of ten) of which `levels` reach `top`."
     least = max(top, 1e-9)/levels
@@ -222,27 +229,34 @@ def plot_rdm(panels: dict,           # title → RDM, in one order
              rows: int = 1, size: int = 330):   # size of a panel in pixels
     "RDMs side by side: dark is alike. One colour scale for the panels of a column."
     from plotly.subplots import make_subplots
-    cols = -(-len(panels)//rows)
+    rdms = list(panels.values())
+    cols = -(-len(rdms)//rows)
     wide, high = cols*size + (cols - 1)*_GAP, rows*size + (rows - 1)*_BETWEEN
     fig = make_subplots(rows, cols, subplot_titles=list(panels), horizontal_spacing=_GAP/wide,
                         vertical_spacing=_BETWEEN/high)
-    bars = [colour_bar(list(panels.values())[col::cols], (col*(size + _GAP) + size + 8)/wide, size/high)
+    bars = [colour_bar(rdms[col::cols], (col*(size + _GAP) + size + 8)/wide, size/high)
             for col in range(cols)]
-    for i, d in enumerate(panels.values()):
-        at, (z, k) = dict(row=i//cols + 1, col=i % cols + 1), pooled(d.values)
-        step, steps, bar = bars[i % cols]
-        fig.add_heatmap(z=(z/step).round().clip(0, 255).astype(np.uint8), colorscale="Viridis", zmin=0,
-                        zmax=steps, showscale=at["row"] == 1, colorbar=bar,
-                        hovertemplate=f"%{{z}} × {step:g}<extra></extra>", **at)
-        frame = dict(showline=True, mirror=True, linewidth=3, linecolor=colours[i] if colours else GREY,
-                     showgrid=False, zeroline=False) | at
-        ticks = class_ticks(d, k)
-        fig.update_xaxes(**(ticks if at["row"] == rows else NO_TICKS), tickangle=-60, **frame)
-        fig.update_yaxes(**(ticks if at["col"] == 1 else NO_TICKS), autorange="reversed", **frame)
+    for i, d in enumerate(rdms):
+        at = dict(row=i//cols + 1, col=i % cols + 1)
+        _add_rdm(fig, d, bars[i % cols], colours[i] if colours else GREY, rows, at)
     fig.update_annotations(font_size=13)
     return fig.update_layout(template=template(), width=wide + 150, height=high + 150,
                              margin=dict(l=80, r=70, t=80, b=70),
                              title_text=f"Dissimilarity ({distance}): dark is alike")
+
+# %% ../../nbs/54_rdm.ipynb #add-rdm
+def _add_rdm(fig, d, scale: tuple,    # of `colour_bar`
+             colour: str, rows: int, at: dict):
+    "One RDM in its panel, with a frame in this colour."
+    step, steps, bar = scale
+    z, k = pooled(d.values)
+    fig.add_heatmap(z=(z/step).round().clip(0, 255).astype(np.uint8), colorscale="Viridis", zmin=0,
+                    zmax=steps, showscale=at["row"] == 1, colorbar=bar,
+                    hovertemplate=f"%{{z}} × {step:g}<extra></extra>", **at)
+    frame = dict(showline=True, mirror=True, linewidth=3, linecolor=colour, showgrid=False, zeroline=False)
+    ticks = class_ticks(d, k)
+    fig.update_xaxes(**(ticks if at["row"] == rows else NO_TICKS), tickangle=-60, **frame, **at)
+    fig.update_yaxes(**(ticks if at["col"] == 1 else NO_TICKS), autorange="reversed", **frame, **at)
 
 # %% ../../nbs/54_rdm.ipynb #similarity
 MEASURES = ("corr", "cosine", "spearman", "rho-a", "kendall", "tau-a", "bures")
@@ -256,10 +270,8 @@ def similarity(rdms: dict,                # name → RDM of the same images
     from rsatoolbox.rdm import RDMs, compare
     if measure not in MEASURES:
         raise unknown("measure", measure, MEASURES)
-    sizes = sorted({len(d) for d in rdms.values()})
-    check_value("RDMs", sizes, len(sizes) == 1, "matrices of the same images, at least one")
-    check_value("RDMs", sizes[0], sizes[0] > 2, "at least three images")
-    n, names = len(rdms), list(rdms)
+    _check_sizes({len(d) for d in rdms.values()})
+    n = len(rdms)
     every = RDMs(np.stack([np.asarray(d, float) for d in rdms.values()]))
     out = np.eye(n)
     for i in range(n):
@@ -270,7 +282,13 @@ def similarity(rdms: dict,                # name → RDM of the same images
         for j in range(i, n):
             tell(i + (j - i)/n, n)
             out[i, j] = out[j, i] = float(compare(every[i], every[j], measure)[0, 0])
-    return pd.DataFrame(out, index=names, columns=names)
+    return pd.DataFrame(out, index=list(rdms), columns=list(rdms))
+
+# %% ../../nbs/54_rdm.ipynb #check-sizes
+def _check_sizes(sizes: set):
+    "Raises InputError if there are several, or if three images cannot be compared."
+    check_value("RDMs", sorted(sizes), len(sizes) == 1, "matrices of the same images, at least one")
+    check_value("RDMs", min(sizes), min(sizes) > 2, "at least three images")
 
 # %% ../../nbs/54_rdm.ipynb #plot-similarity
 def plot_similarity(table, measure: str = "corr",

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..arms import (REPLICATE, arm_names, arm_of, dataset_of, finished_runs, replicate_of,
-                               settings_of)
+from ..arms import REPLICATE, arm_names, arm_of, dataset_of, finished_runs
+from ..arms import replicate_of, settings_of
 from ..core import InputError, atomic_write, check_value, unknown
 from ..text import markdown
 
@@ -26,6 +26,7 @@ def mark_of(run) -> str:
     chosen = "epoch chosen on the test set"*(run.result["select"] == "best-test")
     return ", ".join(filter(None, (chosen, settings_of(run).get("by hand", ""))))
 
+# %% ../../nbs/58_statistics.ipynb #results-table
 def results(runs=None,                # as for `finished_runs`
             which: str = "test"       # "test": of the selected weights; "test_last": of the last epoch
             ):
@@ -118,6 +119,7 @@ def _pairs(names: list[str], against: str) -> list[tuple[str, str]]:
 def _difference(d, test: str) -> dict:
     return dict(n=len(d), difference=d.mean(), ci=spread(d, "ci"), p=paired_p(d, test))
 
+# %% ../../nbs/58_statistics.ipynb #paired-tests-table
 def paired_tests(results,              # of `results()`
                  against: str = "",    # compare all others with this arm; "": every pair
                  test: str = "t", metric: str = "top1"):
@@ -271,6 +273,7 @@ def best_of_row(means, half) -> int | None:
     first, second = order[:2]
     return int(first) if means[first] - half[first] > means[second] + half[second] else None
 
+# %% ../../nbs/58_statistics.ipynb #table-by-exit
 def table_by_exit(results, metric: str = "top1", pm: str = "std") -> Table:
     "Rows: data set, network, exit; columns: methods; mean ± spread over seeds."
     s = summary(results[results.metric == metric])
@@ -298,6 +301,7 @@ def p_text(p: float) -> str:
         return ""
     return ", p < 0.001" if p < .001 else f", p = {p:.3f}" if p < .1 else f", p = {p:.2f}"
 
+# %% ../../nbs/58_statistics.ipynb #table-of-primary
 def table_of_primary(tests,   # of `primary_tests()`
                      test: str = "t") -> Table:
     "Rows: methods; the difference of the mean over exits, p, and what could have been found."

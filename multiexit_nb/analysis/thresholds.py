@@ -36,12 +36,14 @@ class Leaving:
     def num_exits(self) -> int:
         return len(self.right)
 
-    def use(self, criterion: str):
-        "Measure confidence by another criterion: the one step that reads all outputs."
-        self.criterion, self.values = criterion, self.outputs.confidence(criterion)
-        self.val_values = None if self.val is None else self.val.confidence(criterion)
-        self.curve = self.all_thresholds()
-        return self
+# %% ../../nbs/29_thresholds.ipynb #use
+@patch
+def use(self: Leaving, criterion: str):
+    "Measure confidence by another criterion: the one step that reads all outputs."
+    self.criterion, self.values = criterion, self.outputs.confidence(criterion)
+    self.val_values = None if self.val is None else self.val.confidence(criterion)
+    self.curve = self.all_thresholds()
+    return self
 
 # %% ../../nbs/29_thresholds.ipynb #at
 @patch
@@ -133,36 +135,26 @@ def plot_shares(shares: dict):  # name → (M,)
     return fig.update_yaxes(range=[0, 109]).update_xaxes(type="category").update_layout(barmode="group")
 
 # %% ../../nbs/29_thresholds.ipynb #plot-tradeoff
-def plot_tradeoff(
-    leaving: dict,  # name → Leaving
-    now: dict,
-):  # name → what `at` said
+_NOW = "rgb(224,60,49)"
+
+def _add_tradeoff(fig, run: Leaving, now: dict, note: str, second: bool):
+    "One run's curve, its exits, and where the slider stands."
+    form, shape = ("dash", "-open") if second else ("solid", "")
+    fig.add_scatter(x=run.curve.cost, y=run.curve.top1, name=f"threshold{note}", mode="lines",
+                    line=dict(color=GREY, dash=form))
+    symbols = [MARKERS[m % len(MARKERS)] + shape for m in range(run.num_exits)]
+    fig.add_scatter(x=run.cost.tolist(), y=(100*run.right.double().mean(1)).tolist(), mode="markers",
+                    name=f"one exit{note}",
+                    marker=dict(color=exit_colours(run.num_exits), size=10, symbol=symbols))
+    fig.add_scatter(x=[now["cost"]], y=[now["top1"]], name=f"now{note}", mode="markers",
+                    marker=dict(color=_NOW, size=14, symbol="x" + shape))
+
+def plot_tradeoff(leaving: dict,    # name → Leaving
+                  now: dict):       # name → what `at` said
     "Accuracy against average cost for all thresholds, each exit alone, and where the slider stands."
     fig = figure("Accuracy against cost", "multiply-adds per image (mean)", "top-1 (%)")
     for i, (name, run) in enumerate(leaving.items()):
-        note, dash = f", {name}" if len(leaving) > 1 else "", "dash" if i else "solid"
-        fig.add_scatter(
-            x=run.curve.cost,
-            y=run.curve.top1,
-            name=f"threshold{note}",
-            mode="lines",
-            line=dict(color=GREY, dash=dash),
-        )
-        symbols = [MARKERS[m % len(MARKERS)] + ("-open" if i else "") for m in range(run.num_exits)]
-        fig.add_scatter(
-            x=run.cost.tolist(),
-            y=(100 * run.right.double().mean(1)).tolist(),
-            mode="markers",
-            name=f"one exit{note}",
-            marker=dict(color=exit_colours(run.num_exits), size=10, symbol=symbols),
-        )
-        fig.add_scatter(
-            x=[now[name]["cost"]],
-            y=[now[name]["top1"]],
-            name=f"now{note}",
-            mode="markers",
-            marker=dict(color="rgb(224,60,49)", size=14, symbol="x-open" if i else "x"),
-        )
+        _add_tradeoff(fig, run, now[name], f", {name}" if len(leaving) > 1 else "", second=i > 0)
     return fig.update_xaxes(exponentformat="SI", rangemode="tozero")
 
 # %% ../../nbs/29_thresholds.ipynb #plot-image

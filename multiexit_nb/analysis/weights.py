@@ -21,6 +21,7 @@ def teacher_weights(history):
         raise InputError("this run logged no teacher weights: only MATE does")
     return w.rename_axis(index=["epoch", "teacher"], columns="exit")
 
+# %% ../../nbs/56_weights.ipynb #weights-at
 def _nearest(epochs, wanted: int) -> int:
     "Of two that are as near, the earlier."
     return int(min(epochs, key=lambda e: (abs(e - wanted), e)))
@@ -72,6 +73,7 @@ def gaps_by_epoch(history):
     "Learning gap of each exit (columns; points of top-1) by epoch (rows). Empty where there are no teachers."
     return curves.exit_curves(history, "gap", curves.scored_split(history))
 
+# %% ../../nbs/56_weights.ipynb #mean-gaps
 def mean_gaps(histories):
     "The mean over several histories (seeds), at the epochs that all of them have."
     import pandas as pd
@@ -86,6 +88,7 @@ def widest_window(epochs: int) -> int:
     "The largest odd window that fits."
     return max(1, epochs if epochs % 2 else epochs - 1)
 
+# %% ../../nbs/56_weights.ipynb #smooth
 def smooth(values,              # one number per epoch
            window: int,         # epochs, odd; 1: as it is
            degree: int = 3):    # of the polynomial; less than the window

@@ -58,8 +58,7 @@ def digit_pairs(root: Path, path: str, image_size: int | None, download: bool) -
     x = torch.nn.functional.interpolate(x, size=(22, 22), mode="bilinear", align_corners=False)[:, 0]
     x = x.round().to(torch.int16)
     held = stratified(y, lambda n: 2*n//5, seed=0)
-    parts = [_pairs(x[rows], y[rows], n, seed) for rows, n, seed in ((~held, 150, 1), (held, 40, 2))]
-    for source, _ in parts:
-        source.images = resized(source.images, size)
+    drawn = [_pairs(x[rows], y[rows], n, seed) for rows, n, seed in ((~held, 150, 1), (held, 40, 2))]
+    parts = [(Decoded(resized(source.images, size)), labels) for source, labels in drawn]
     return Raw(*parts, class_names=[f"{i:02d}" for i in range(100)], augment=Augment(2, flip=False),
                val_per_class=2, images_per_class=22)

@@ -25,18 +25,13 @@ class Baseline(Method):
 @register("branchynet")
 class BranchyNet(Method):
     "Σ_i w_i CE_i: every exit learns from the labels."
-
     presets = {"default": {}, "dbt": dict(reduction="mean", recipe="dbt-cifar")}
 
     def __init__(
-        self,
-        task,
-        *,
-        weights: Annotated[
-            float | list[float], Param("w_i: one for all exits, or one per exit", low=0)
-        ] = 1.0,
-        reduction: Annotated[Literal["sum", "mean"], Param("over exits")] = "sum",
-    ):
+        self, task, *,
+        weights: Annotated[float | list[float],
+                           Param("w_i: one for all exits, or one per exit", low=0)] = 1.,
+        reduction: Annotated[Literal["sum", "mean"], Param("over exits")] = "sum"):
         super().__init__(task)
         w = torch.as_tensor(weights, dtype=torch.float32)
         M = task.num_exits

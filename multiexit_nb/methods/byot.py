@@ -13,39 +13,27 @@ from fastcore.basics import patch
 
 from ..core import check_value
 from ..losses import kd, labelled_mean, masked_mse, mse
-from . import Method, register
+from . import (
+    FeatureWeight, Method, SoftDistance, SoftTemperature, SoftWeight, TSquared, register, soft_weight)
 from ..parameters import Param
 
 # %% ../../nbs/methods/byot.ipynb #byot
 @register("byot")
 class BYOT(Method):
     "CE_M + Σ_{i<M} [(1−α) CE_i + α KD_T(M→i)] + β Σ_{i<M} feature(F_i, F_M): the deepest exit teaches."
-
-    presets = {
-        "default": {},
-        "mate": dict(ce_weight=1.0, alpha=1.0, temperature=3.0, recipe="mate"),
-        "eed": dict(ce_weight=1.0, alpha=None, beta=1.0, recipe="eed"),
-        "feature": dict(beta=0.03, feature="masked"),
-    }
+    presets = {"default": {}, "mate": dict(ce_weight=1., alpha=1., temperature=3., recipe="mate"),
+               "eed": dict(ce_weight=1., alpha=None, beta=1., recipe="eed"),
+               "feature": dict(beta=0.03, feature="masked")}
 
     def __init__(
-        self,
-        task,
-        *,
-        alpha: Annotated[
-            float | None, Param("weight of the distillation; None: 0.1 with kl, 1 with mse", low=0)
-        ] = 0.3,
+        self, task, *, alpha: SoftWeight = 0.3,
         ce_weight: Annotated[float | None, Param("weight of CE_i for i < M; None: 1 − alpha", low=0)] = None,
-        beta: Annotated[float, Param("weight of the feature term", low=0)] = 0.0,
-        temperature: Annotated[float, Param("T", low=0.1)] = 3.0,
-        t_squared: Annotated[bool, Param("multiply KL by T²")] = True,
-        distance: Annotated[Literal["kl", "mse"], Param("between logits: KL, or mean squared error")] = "kl",
-        feature: Annotated[
-            Literal["mse", "masked"], Param("between features; masked: where one is positive")
-        ] = "mse",
-    ):
+        beta: FeatureWeight = 0., temperature: SoftTemperature = 3., t_squared: TSquared = True,
+        distance: SoftDistance = "kl",
+        feature: Annotated[Literal["mse", "masked"],
+                           Param("between features; masked: where one is positive")] = "mse"):
         super().__init__(task)
-        self.alpha = {"kl": 0.1, "mse": 1.0}[distance] if alpha is None else alpha
+        self.alpha = soft_weight(alpha, distance)
         if ce_weight is None:
             check_value("alpha", self.alpha, self.alpha <= 1, "at most 1, or a ce_weight beside it")
         self.ce_weight = 1 - self.alpha if ce_weight is None else ce_weight

@@ -14,7 +14,7 @@ from torch import nn
 
 from ..core import InputError, check_value
 from ..losses import labelled_mean, mse, pairwise_kl
-from . import Method, register
+from . import Method, SoftDistance, SoftWeight, register, soft_weight
 from ..parameters import Param
 from ..processes import process_mean
 
@@ -70,27 +70,26 @@ def labelled_share(task) -> float:
         raise InputError("num_unlabelled needs num_train beside it: eq. 6 weighs by both")
     return task.num_train / (task.num_train + task.num_unlabelled)
 
+# %% ../../nbs/methods/dbt.ipynb #dbt-presets
+_PRESETS = {"default": {}, "paper": dict(reduction="mean", recipe="dbt-cifar"),
+            "imagenet": dict(reduction="mean", mu=0.1, recipe="dbt-imagenet"),
+            "code": dict(reduction="mean", factor=5., recipe="dbt-cifar-sum"),
+            "eed": dict(alpha=None, anneal=False, temperature=3., recipe="eed")}
+_RECIPES = {"dbt-cifar": dict(epochs=300, batch_size=64, nesterov=True, weight_decay=1e-4, lr=0.5),
+            "dbt-cifar-sum": dict(epochs=300, batch_size=64, nesterov=True, weight_decay=1e-4),
+            "dbt-imagenet": dict(epochs=90, batch_size=256, nesterov=True, weight_decay=1e-4, lr=0.5,
+                                 milestones=(1/3, 2/3))}
+
 # %% ../../nbs/methods/dbt.ipynb #dbt
 @register("dbt")
 class DBT(Method):
     "Σ_m CE_m + Σ_m 1/|T(m)| Σ_t KD_τ(t→m), τ rising with the teachers' confidence."
-    presets = {"default": {}, "paper": dict(reduction="mean", recipe="dbt-cifar"),
-               "imagenet": dict(reduction="mean", mu=0.1, recipe="dbt-imagenet"),
-               "code": dict(reduction="mean", factor=5., recipe="dbt-cifar-sum"),
-               "eed": dict(alpha=None, anneal=False, temperature=3., recipe="eed")}
-    recipes = {"dbt-cifar": dict(epochs=300, batch_size=64, nesterov=True, weight_decay=1e-4, lr=0.5),
-               "dbt-cifar-sum": dict(epochs=300, batch_size=64, nesterov=True, weight_decay=1e-4),
-               "dbt-imagenet": dict(epochs=90, batch_size=256, nesterov=True, weight_decay=1e-4, lr=0.5,
-                                    milestones=(1/3, 2/3))}
-
+    presets, recipes = _PRESETS, _RECIPES
     def __init__(
         self, task, *,
         teachers: Annotated[Literal["last", "all-later"] | dict[int, list[int]],
                             Param("of each exit: by name, or {exit: [teachers]} from 1")] = "last",
-        alpha: Annotated[float | None,
-                         Param("weight of the distillation; None: 0.1 with kl, 1 with mse", low=0)] = 1.,
-        distance: Annotated[Literal["kl", "mse"],
-                            Param("between logits: τ²·KL, or mean squared error")] = "kl",
+        alpha: SoftWeight = 1., distance: SoftDistance = "kl",
         temperature: Annotated[float, Param("τ at the start, or throughout without annealing", low=0.1)] = 1.,
         anneal: Annotated[bool, Param("raise τ while the teachers are too confident")] = True,
         mu: Annotated[float, Param("μ, the confidence above which τ rises", low=0, high=1)] = 0.5,
@@ -104,7 +103,7 @@ class DBT(Method):
         self.teaching = W.sum(1).nonzero().flatten().tolist()   # who teaches anyone, from 0
         self.register_buffer("W", W[self.teaching], persistent=False)
         self.temperature = Temperature(temperature, mu, tau_star if anneal else 1., confidence)
-        self.alpha, self.distance = {"kl": 0.1, "mse": 1.}[distance] if alpha is None else alpha, distance
+        self.alpha, self.distance = soft_weight(alpha, distance), distance
         self.scale = factor / (task.num_exits if reduction == "mean" else 1)
         self.labelled_share = labelled_share(task)
         self.needs = frozenset({"unlabelled"}) if task.num_unlabelled else frozenset()

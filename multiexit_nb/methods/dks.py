@@ -9,7 +9,7 @@ __all__ = ['DKS']
 from typing import Annotated
 
 from ..losses import labelled_mean, pairwise_kl
-from . import Method, register
+from . import Method, SoftTemperature, TSquared, register
 from ..parameters import Param
 
 # %% ../../nbs/methods/dks.ipynb #dks
@@ -20,8 +20,7 @@ class DKS(Method):
 
     def __init__(self, task, *,
                  alpha: Annotated[float, Param("weight of the distillation", low=0)] = 1.,
-                 temperature: Annotated[float, Param("T", low=0.1)] = 3.,
-                 t_squared: Annotated[bool, Param("multiply KL by T²")] = True):
+                 temperature: SoftTemperature = 3., t_squared: TSquared = True):
         super().__init__(task)
         self.alpha, self.temperature, self.t_squared = alpha, temperature, t_squared
 

@@ -6,13 +6,10 @@
 __all__ = ['DML']
 
 # %% ../../nbs/methods/dml.ipynb #c02
-from typing import Annotated
-
 import torch
 
 from ..losses import labelled_mean, pairwise_kl
-from . import Method, register
-from ..parameters import Param
+from . import Method, SoftTemperature, register
 
 # %% ../../nbs/methods/dml.ipynb #dml
 @register("dml")
@@ -20,7 +17,7 @@ class DML(Method):
     "Σ_i CE_i + 1/(n−1) Σ_{j≠i} KL(j→i)."
     presets = {"default": {}, "paper": dict(recipe="dih")}
 
-    def __init__(self, task, *, temperature: Annotated[float, Param("T", low=0.1)] = 1.):
+    def __init__(self, task, *, temperature: SoftTemperature = 1.):
         super().__init__(task)
         self.temperature = temperature
 

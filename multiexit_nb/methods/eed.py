@@ -6,54 +6,38 @@
 __all__ = ['EED']
 
 # %% ../../nbs/methods/eed.ipynb #c02
-from typing import Annotated, Literal
+from typing import Annotated
 
 import torch
 from fastcore.basics import patch
 
 from ..core import check_value
 from ..losses import kd, labelled_mean, mse
-from . import Method, register
+from . import (
+    FeatureWeight, Method, SoftDistance, SoftTemperature, SoftWeight, TSquared, register, soft_weight)
 from ..parameters import Param
 
 # %% ../../nbs/methods/eed.ipynb #eed
 @register("eed")
 class EED(Method):
     "Σ_i {CE_i + α l_z(z_i, G_z) + β l_f(F_i, G_f)}: the mean of the exits teaches every exit."
-
-    presets = {
-        "default": {},
-        "paper": dict(alpha=1.0, beta=1.0, t_squared=False, recipe="eed"),
-        "mate": dict(alpha=1.0, recipe="mate"),
-    }
-
-    earlier = {2: {"paper": dict(beta=0.0)}}
+    presets = {"default": {}, "paper": dict(alpha=1., beta=1., t_squared=False, recipe="eed"),
+               "mate": dict(alpha=1., recipe="mate")}
+    earlier = {2: {"paper": dict(beta=0.)}}
     recipes = {"eed": dict(epochs=200, milestones=(0.375, 0.65, 0.9))}
 
     def __init__(
-        self,
-        task,
-        *,
-        alpha: Annotated[
-            float | None, Param("weight of the distillation; None: 0.1 with kl, 1 with mse", low=0)
-        ] = None,
-        beta: Annotated[float, Param("weight of the feature term", low=0)] = 0.0,
-        distance: Annotated[
-            Literal["kl", "mse"], Param("l_z: KL at temperature T, or mean squared error")
-        ] = "kl",
-        temperature: Annotated[float, Param("T", low=0.1)] = 3.0,
-        t_squared: Annotated[bool, Param("multiply KL by T²")] = True,
-        teacher_exits: Annotated[
-            list[int] | None, Param("exits in the ensemble, from 1; None: all", low=1)
-        ] = None,
-    ):
+        self, task, *, alpha: SoftWeight = None, beta: FeatureWeight = 0., distance: SoftDistance = "kl",
+        temperature: SoftTemperature = 3., t_squared: TSquared = True,
+        teacher_exits: Annotated[list[int] | None,
+                                 Param("exits in the ensemble, from 1; None: all", low=1)] = None):
         super().__init__(task)
         M = task.num_exits
         self.teacher_exits = sorted(set(range(1, M + 1) if teacher_exits is None else teacher_exits))
         ok = self.teacher_exits and self.teacher_exits[-1] <= M
         check_value("teacher_exits", teacher_exits, ok, f"some of the exits 1 … {M}")
-        self.alpha = {"kl": 0.1, "mse": 1.0}[distance] if alpha is None else alpha
-        self.beta, self.distance, self.temperature, self.t_squared = beta, distance, temperature, t_squared
+        self.alpha, self.beta, self.distance = soft_weight(alpha, distance), beta, distance
+        self.temperature, self.t_squared = temperature, t_squared
         if beta:
             self.use_features()
 

@@ -17,7 +17,7 @@ from ..losses import mse
 from . import Phase, register
 from ..exits import MultiExitNet
 from ..parameters import Param
-from ..teachers import Taught, stage_maps, with_stages
+from ..teachers import SoftShare, Tau, Taught, TeacherRun, stage_maps, with_stages
 
 # %% ../../nbs/methods/fitnets.ipynb #guided
 class Guided(nn.Module):
@@ -46,34 +46,28 @@ def regressor(have: tuple, want: tuple) -> nn.Module:
 @register("fitnets")
 class FitNets(Taught):
     "Hint phase: mean squared error of guided and hint map; then `kd`."
-
     def __init__(
-        self,
-        task,
-        *,
-        teacher: Annotated[str, Param("the run that teaches: its id, or its folder")] = "",
+        self, task, *, teacher: TeacherRun = "",
         hint_epochs: Annotated[int, Param("epochs of the hint phase", low=1)] = 40,
         hint: Annotated[int, Param("the teacher's stage, from 1; 0: the middle one", low=0)] = 0,
         guided: Annotated[int, Param("the student's stage, from 1; 0: the middle one", low=0)] = 0,
-        alpha: Annotated[float, Param("α, share of the distillation", low=0, high=1)] = 0.1,
-        temperature: Annotated[float, Param("τ", low=0.1)] = 5.0,
-    ):
+        alpha: SoftShare = 0.1, temperature: Tau = 5.):
         super().__init__(task, teacher=teacher, alpha=alpha, temperature=temperature)
         self.hint_epochs, self.hint, self.guided, self.regressor = hint_epochs, hint, guided, None
-
-    def prepare(self, net):
-        mine, theirs = (
-            with_stages(net, "the student").shapes,
-            with_stages(self.teacher_net, "the teacher").shapes,
-        )
-        check_value("hint", self.hint, self.hint <= len(theirs), f"a stage from 1 to {len(theirs)}, or 0")
-        check_value("guided", self.guided, self.guided <= len(mine), f"a stage from 1 to {len(mine)}, or 0")
-        self.stages = self.hint or (len(theirs) + 1) // 2, self.guided or (len(mine) + 1) // 2
-        self.regressor = regressor(tuple(mine[self.stages[1] - 1]), tuple(theirs[self.stages[0] - 1]))
 
     def hint_loss(self, out, targets, hint):
         "The mean squared error over all elements."
         return {"hint": mse(hint.flatten(1).float(), out.features[0]).mean()}
+
+# %% ../../nbs/methods/fitnets.ipynb #fitnets-prepare
+@patch
+def prepare(self: FitNets, net):
+    "Choose the two stages, and make the regressor between them."
+    mine, theirs = with_stages(net, "the student").shapes, with_stages(self.teacher_net, "the teacher").shapes
+    check_value("hint", self.hint, self.hint <= len(theirs), f"a stage from 1 to {len(theirs)}, or 0")
+    check_value("guided", self.guided, self.guided <= len(mine), f"a stage from 1 to {len(mine)}, or 0")
+    self.stages = self.hint or (len(theirs) + 1)//2, self.guided or (len(mine) + 1)//2
+    self.regressor = regressor(tuple(mine[self.stages[1] - 1]), tuple(theirs[self.stages[0] - 1]))
 
 # %% ../../nbs/methods/fitnets.ipynb #fitnets-phases
 @patch

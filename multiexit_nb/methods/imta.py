@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..core import InputError, MultiExitOutput
 from ..losses import kl, labelled_mean
-from . import Method, Phase, register
+from . import Method, Phase, SoftTemperature, register
 from ..parameters import Param
 from ..exits import MultiExitNet
 
@@ -64,7 +64,7 @@ class IMTA(Method):
     def __init__(
         self, task, *,
         gamma: Annotated[float, Param("γ, share of the distillation in stage 2", low=0, high=1)] = 0.1,
-        temperature: Annotated[float, Param("T", low=0.1)] = 1.,
+        temperature: SoftTemperature = 1.,
         equilibrium: Annotated[bool, Param("gradient equilibrium in stage 1")] = True,
         stage2_epochs: Annotated[int, Param("epochs of stage 2; 0: as many as the recipe has", low=0)] = 0):
         super().__init__(task)
@@ -75,19 +75,22 @@ class IMTA(Method):
     def loss(self, out, targets):
         return {"ce": self.ce(out.logits, targets).sum()}
 
-    def links_loss(self, out: WithTeacher, targets):
-        "The objective of stage 2. Raises InputError for an output without the teacher's logits."
-        if not isinstance(out, WithTeacher):
-            raise InputError("imta, stage 2: the output of its learner is needed, with the teacher's logits")
-        ce = self.ce(out.logits, targets)
-        kd = labelled_mean(kl(out.teacher.detach(), out.logits[:-1], self.temperature), targets)
-        return {"ce": ce[-1] + (1 - self.gamma)*ce[:-1].sum(), "kd": self.gamma*kd.sum()}
+# %% ../../nbs/methods/imta.ipynb #links-loss
+@patch
+def links_loss(self: IMTA, out: WithTeacher, targets):
+    "The objective of stage 2. Raises InputError for an output without the teacher's logits."
+    if not isinstance(out, WithTeacher):
+        raise InputError("imta, stage 2: the output of its learner is needed, with the teacher's logits")
+    ce = self.ce(out.logits, targets)
+    kd = labelled_mean(kl(out.teacher.detach(), out.logits[:-1], self.temperature), targets)
+    return {"ce": ce[-1] + (1 - self.gamma)*ce[:-1].sum(), "kd": self.gamma*kd.sum()}
 
-    def teacher_logits(self, out):
-        if not isinstance(out, WithTeacher):
-            return super().teacher_logits(out)
-        teacher = out.teacher[None]
-        return (teacher,)*(self.task.num_exits - 1) + (teacher[:0],)
+@patch
+def teacher_logits(self: IMTA, out):
+    if not isinstance(out, WithTeacher):
+        return Method.teacher_logits(self, out)
+    teacher = out.teacher[None]
+    return (teacher,)*(self.task.num_exits - 1) + (teacher[:0],)
 
 # %% ../../nbs/methods/imta.ipynb #prepare
 @patch
@@ -107,15 +110,7 @@ def begin_links(self: IMTA, net: MultiExitNet):
 
 @patch
 def phases(self: IMTA, net: MultiExitNet):
-    return (
-        Phase("exits", net, self.loss, trains=(net,), rests=(net.links, self.teacher)),
-        Phase(
-            "links",
-            Stage2(net, self.teacher),
-            self.links_loss,
-            trains=(net,),
-            rests=(net.backbone, self.teacher),
-            begin=partial(self.begin_links, net),
-            epochs=self.stage2_epochs,
-        ),
-    )
+    links = Phase("links", Stage2(net, self.teacher), self.links_loss, trains=(net,),
+                  rests=(net.backbone, self.teacher), begin=partial(self.begin_links, net),
+                  epochs=self.stage2_epochs)
+    return Phase("exits", net, self.loss, trains=(net,), rests=(net.links, self.teacher)), links

@@ -13,9 +13,9 @@ from fastcore.basics import patch
 from torch import nn
 
 from ..core import check_value
-from ..hypergradient import Adam, follow, weight_gradient
+from ..hypergradient import Adam, update_expected, weight_gradient
 from ..losses import full_precision, kl, labelled_mean, pairwise_kl
-from . import Method, Step, register
+from . import Method, SoftTemperature, Step, TSquared, register
 from ..parameters import Param
 from ..processes import process_mean
 
@@ -71,42 +71,40 @@ def mix_teachers(weights: torch.Tensor,   # (B, M, M): teacher j, exit i
 @register("mate")
 class MATE(Method):
     "Σ_i CE_i + Σ_ij KL*(z_i, ẑ_j) + α Σ_i KL*(z_i, ẑ_i): every exit has a teacher of its own."
-
     presets = {"default": {}, "paper": dict(recipe="mate")}
     earlier = {2: dict.fromkeys(presets, dict(t_squared=True))}
     recipes = {"mate": dict(epochs=300), "mate-fine-grained": dict(epochs=200, batch_size=32)}
-
     def __init__(
-        self,
-        task,
-        *,
-        alpha: Annotated[
-            float | list[float] | Literal["auto"],
-            Param("extra weight of the primary teacher, or one per exit; auto: learned, from 3 on", low=0),
-        ] = 3.0,
-        temperature: Annotated[float, Param("T", low=0.1)] = 3.0,
-        t_squared: Annotated[bool, Param("multiply KL by T²")] = False,
-        diverse_teachers: Annotated[
-            bool, Param("learn from all teachers; else from the primary one alone")
-        ] = True,
+        self, task, *,
+        alpha: Annotated[float | list[float] | Literal["auto"],
+                         Param("extra weight of the primary teacher, or one per exit; auto: learned, "
+                               "from 3 on", low=0)] = 3.,
+        temperature: SoftTemperature = 3., t_squared: TSquared = False,
+        diverse_teachers: Annotated[bool,
+                                    Param("learn from all teachers; else from the primary one alone")] = True,
         weight_network: Annotated[Literal["attention", "gate"], Param("what weighs the exits")] = "attention",
         alpha_lr: Annotated[float, Param("with auto: learning rate of Adam on α", low=0)] = 1e-3,
         meta_every: Annotated[int, Param("with auto: steps from one step of α to the next", low=1)] = 1,
-        reuse: Annotated[
-            bool, Param("with auto: learn α on the images that calibrate thresholds, too")
-        ] = False,
-    ):
+        reuse: Annotated[bool,
+                         Param("with auto: learn α on the images that calibrate thresholds, too")] = False):
         super().__init__(task)
-        self.auto, self.meta_every, self.reuse, M = alpha == "auto", meta_every, reuse, task.num_exits
-        a = torch.as_tensor(3.0 if self.auto else alpha, dtype=torch.float32)
-        check_value("alpha", alpha, a.ndim == 0 or len(a) == M, f"one number, or one per exit ({M})")
-        self.register_buffer("alpha", a.expand(M).clone(), persistent=self.auto)
-        if self.auto:
-            self.adam, self.needs = Adam(self.alpha, alpha_lr), frozenset({"val"})
-            self.register_buffer("expected", torch.zeros(M))  # E_k; 0 until the first validation batch
         self.temperature, self.t_squared, self.diverse_teachers = temperature, t_squared, diverse_teachers
+        self.meta_every, self.reuse, M = meta_every, reuse, task.num_exits
+        self.start_alpha(alpha, alpha_lr)
         self.use_features()
         self.weight_network = {"attention": Attention, "gate": Gate}[weight_network](M, task.feature_dims[0])
+
+# %% ../../nbs/methods/mate.ipynb #start-alpha
+@patch
+def start_alpha(self: MATE, alpha: float | list | str, lr: float):
+    "The weight of each primary teacher; with `auto` also what moves it."
+    self.auto, M = alpha == "auto", self.task.num_exits
+    a = torch.as_tensor(3. if self.auto else alpha, dtype=torch.float32)
+    check_value("alpha", alpha, a.ndim == 0 or len(a) == M, f"one number, or one per exit ({M})")
+    self.register_buffer("alpha", a.expand(M).clone(), persistent=self.auto)
+    if self.auto:
+        self.adam, self.needs = Adam(self.alpha, lr), frozenset({"val"})
+        self.register_buffer("expected", torch.zeros(M))   # E_k; 0 until the first validation batch
 
 # %% ../../nbs/methods/mate.ipynb #mate-loss
 @patch
@@ -147,6 +145,7 @@ def observe(self: MATE, out):
 def teacher_logits(self: MATE, out):
     return tuple(mix_teachers(self.weights(out), out.logits)[:, None])
 
+# %% ../../nbs/methods/mate.ipynb #movable
 @patch
 def movable(self: MATE) -> dict[str, float]:
     "α where it is not learned: its mean over exits, and T."
@@ -177,4 +176,4 @@ def before_step(self: MATE, step: Step):
     weights = torch.cat([torch.ones_like(self.alpha[:1]), self.alpha])
     gradient, ce = weight_gradient(step, self.objectives, weights, self.expected, 0.5, process_mean)
     self.alpha.copy_(self.adam(self.alpha, gradient[1:]).clamp(min=0))
-    self.expected.copy_(follow(self.expected, process_mean(ce), 0.9))
+    self.expected.copy_(update_expected(self.expected, process_mean(ce), 0.9))

@@ -10,13 +10,14 @@ from functools import partial
 from typing import Annotated
 
 import torch
+from fastcore.basics import patch
 from torch import Tensor, nn
 
 from ..core import unknown
 from . import Phase, register
 from ..models import create_model, list_models
 from ..parameters import Param
-from ..teachers import Taught
+from ..teachers import SoftShare, Tau, Taught
 
 # %% ../../nbs/methods/takd.ipynb #takd
 @register("takd")
@@ -27,8 +28,7 @@ class TAKD(Taught):
         teacher: Annotated[str, Param("the run that teaches first: its id, or its folder")] = "",
         assistants: Annotated[list[str],
                               Param("networks between teacher and student, large to small; none: `kd`")] = (),
-        alpha: Annotated[float, Param("α, share of the distillation", low=0, high=1)] = 0.1,
-        temperature: Annotated[float, Param("τ", low=0.1)] = 5.,
+        alpha: SoftShare = 0.1, temperature: Tau = 5.,
         assistant_epochs: Annotated[int,
                                     Param("of each assistant; 0: as many as the recipe has", low=0)] = 0):
         super().__init__(task, teacher=teacher, alpha=alpha, temperature=temperature)
@@ -42,17 +42,19 @@ class TAKD(Taught):
         about = self.task.num_classes, net.image_size, "none"
         self.chain = nn.ModuleList(create_model(a, *about) for a in self.assistants)
 
-    def said_by(self, speaker: nn.Module, x: Tensor) -> dict:
-        "What a link of the chain says of some images."
-        with torch.no_grad():
-            return {"teacher": speaker.eval()(x)}
+# %% ../../nbs/methods/takd.ipynb #takd-phases
+@patch
+def said_by(self: TAKD, speaker: nn.Module, x: Tensor) -> dict:
+    "What a link of the chain says of some images."
+    with torch.no_grad():
+        return {"teacher": speaker.eval()(x)}
 
-    def phases(self, net):
-        names = [*(f"{i}: {name}" for i, name in enumerate(self.assistants, 1)), "student"]
-        links = [*self.chain, net]
-        epochs = [*[self.assistant_epochs]*len(self.chain), 0]
-        speakers = [self.teacher_net, *self.chain]
-        def phase(name, link, speaker, n):
-            extra = partial(self.said_by, speaker)
-            return Phase(name, link, self.loss, trains=(link,), extra=extra, epochs=n)
-        return tuple(map(phase, names, links, speakers, epochs))
+@patch
+def phases(self: TAKD, net):
+    names = [*(f"{i}: {name}" for i, name in enumerate(self.assistants, 1)), "student"]
+    links, speakers = [*self.chain, net], [self.teacher_net, *self.chain]
+    epochs = [*[self.assistant_epochs]*len(self.chain), 0]
+    def phase(name, link, speaker, n):
+        extra = partial(self.said_by, speaker)
+        return Phase(name, link, self.loss, trains=(link,), extra=extra, epochs=n)
+    return tuple(map(phase, names, links, speakers, epochs))
