@@ -1,4 +1,5 @@
 "The notebook benchmark: every part measures, and what is no part is one line."
+import os
 import subprocess
 import sys
 
@@ -8,16 +9,12 @@ from project import ROOT
 
 
 def papermill(top, **given):
-    (top/"settings.ini").write_text("[DEFAULT]\n")
+    (top/"settings.ini").write_text("[multiexit_nb]\n")
     (top/"data"/"results").mkdir(parents=True)
     said = [word for name, value in given.items() for word in ("-p", name, str(value))]
     command = [sys.executable, "-m", "papermill", ROOT/"nbs"/"benchmark.ipynb", top/"out.ipynb", *said]
-    return subprocess.run(command, cwd=top, env=environment(top), capture_output=True, text=True)
-
-
-def environment(top):
-    import os
-    return {**os.environ, "MULTIEXIT_ROOT": str(top), "MULTIEXIT_DEVICE": "cpu"}
+    env = {**os.environ, "MULTIEXIT_ROOT": str(top), "MULTIEXIT_DEVICE": "cpu"}
+    return subprocess.run(command, cwd=top, env=env, capture_output=True, text=True)
 
 
 @pytest.mark.slow
