@@ -19,7 +19,7 @@ from .lab_figures import Pictures, figure_view, redraw
 from .runs import Run
 from .text import html
 from .widgets import (
-    Lab, RunWithImages, button, demo_run, figures, pick, row, run_picker, save_row)
+    Lab, RunWithImages, button, demo_run, figures, pick, row, run_picker, save_row, whole)
 
 # %% ../nbs/61_exits_lab.ipynb #exits-run
 class ExitsRun(RunWithImages):
@@ -31,9 +31,7 @@ class ExitsRun(RunWithImages):
             val = run.outputs("val")
         except InputError:
             val = None
-        cost = run.model().cost(
-            earlier_heads=True
-        )  # of a network that really stops: the heads before it run as well
+        cost = run.model().cost(earlier_heads=True)  # a network that really stops runs the heads before it
         self.leaving = Leaving(run.outputs("test"), cost, val, criterion)
         self.pictures = Pictures(self.data.test, self.names)
         self.name = f"{run.parameters['method']}, {run.id[9:15]}"
@@ -48,35 +46,16 @@ stops has to run them. <b>Overthinking</b>: right at an earlier exit, wrong at t
 class ExitsLab(Lab):
     "One slider, and all it moves; one image, and what every exit says about it."
 
-    def __init__(self, run: Run | None = None):
+    def __init__(self, run: Run | None = None, second: Run | None = None):
         super().__init__()
         self.runs, self.rows, self.now = {}, [0], {}
         self.picker = run_picker(value=run or demo_run())
-        self.second = pick(
-            "beside", "a second run, on the same axes", [("no other run", ""), *self.picker.options]
-        )
-        self.mode = W.ToggleButtons(
-            options=["threshold", "budget"],
-            tooltips=["one confidence for all exits", "average cost, as a share of the full"],
-        )
-        self.criterion = pick(
-            "confidence",
-            "how sure an exit is: largest probability, 1 − entropy, or first − second",
-            CRITERIA,
-        )
-        self.slider = W.FloatSlider(
-            0.8, min=0, max=1, step=0.01, description="leave when so sure"
-        ).add_class("mx-key")
-        self.summary, self.strips, self.picture, self.near = (W.HTML() for _ in range(4))
-        self.kind = pick("show", "which images", ["all images"])
-        self.at = W.BoundedIntText(1, min=1, max=1, description="number", tooltip="of these images")
-        self.back, self.next = (
-            button("", "the image before", "arrow-left"),
-            button("", "the next image", "arrow-right"),
-        )
-        self.near_exit = pick("nearest at", "which exit's opinion makes images alike", [("exit 1", 1)])
+        others = [("no other run", ""), *self.picker.options]
+        self.second = pick("beside", "a second run, on the same axes", others, second or "")
         self.shares, self.tradeoff = figure_view(height=262), figure_view(height=262)
         self.image, self.thinking = figure_view(height=300, width=420), figure_view(height=420, width=600)
+        self.summary, self.strips, self.picture, self.near = (W.HTML() for _ in range(4))
+        self.make_controls()
         self.connect()
         self.arrange()
         self.take()
@@ -84,6 +63,22 @@ class ExitsLab(Lab):
     @property
     def run(self) -> ExitsRun:
         return self.runs[self.picker.value.id]
+
+# %% ../nbs/61_exits_lab.ipynb #make-controls
+@patch
+def make_controls(self: ExitsLab):
+    "What can be moved, chosen and clicked."
+    tips = ["one confidence for all exits", "average cost, as a share of the full"]
+    self.mode = W.ToggleButtons(options=["threshold", "budget"], tooltips=tips)
+    sure = "how sure an exit is: largest probability, 1 − entropy, or first − second"
+    self.criterion = pick("confidence", sure, CRITERIA)
+    self.slider = W.FloatSlider(0.8, min=0, max=1, step=0.01, description="leave when so sure")
+    self.slider.add_class("mx-key")
+    self.kind = pick("show", "which images", ["all images"])
+    self.at = whole("number", 1, "of these images", 1, 1)
+    self.back = button("", "the image before", "arrow-left")
+    self.next = button("", "the next image", "arrow-right")
+    self.near_exit = pick("nearest at", "which exit's opinion makes images alike", [("exit 1", 1)])
 
 # %% ../nbs/61_exits_lab.ipynb #arrange
 @patch
@@ -95,23 +90,10 @@ def arrange(self: ExitsLab):
         "one image": [row(self.back, self.next), one, self.near],
         "overthinking": [self.thinking],
     }
-    column = [
-        self.picker,
-        self.second,
-        self.mode,
-        self.criterion,
-        W.HTML("<b>One image</b>"),
-        self.kind,
-        self.at,
-        self.near_exit,
-    ]
-    self.lay_out(
-        column,
-        [self.slider],
-        views,
-        _WORDS,
-        [save_row(lambda: self.tradeoff, lambda: self.run.leaving.curve, "exits")],
-    )
+    images = [W.HTML("<b>One image</b>"), self.kind, self.at, self.near_exit]
+    column = [self.picker, self.second, self.mode, self.criterion, *images]
+    save = save_row(lambda: self.tradeoff, lambda: self.run.leaving.curve, "exits")
+    self.lay_out(column, [self.slider], views, _WORDS, [save])
 
 # %% ../nbs/61_exits_lab.ipynb #connect
 @patch
@@ -194,17 +176,15 @@ def turn(self: ExitsLab):
     elif self.choose.value == "one image":
         self.show_one()
 
+# %% ../nbs/61_exits_lab.ipynb #in-words
 @patch
 def in_words(self: ExitsLab, name: str) -> str:
     "Cost and accuracy of a run, in a sentence."
     run, now = self.shown()[name].leaving, self.now[name]
-    full = float(run.cost[-1])
-    last = 100 * run.right[-1].double().mean()
-    return (
-        f"{html(name)}: <b>{now['cost'] / full:.0%}</b> of the full cost "
-        f"({now['cost'] / 1e6:,.2f} of {full / 1e6:,.2f} million multiply-adds, with earlier heads); "
-        f"<b>{now['top1']:.1f} %</b> right, {last:.1f} % at the last exit."
-    )
+    full, last = float(run.cost[-1]), 100 * run.right[-1].double().mean()
+    million = f"{now['cost'] / 1e6:,.2f} of {full / 1e6:,.2f} million multiply-adds, with earlier heads"
+    share = f"<b>{now['cost'] / full:.0%}</b> of the full cost ({million})"
+    return f"{html(name)}: {share}; <b>{now['top1']:.1f} %</b> right, {last:.1f} % at the last exit."
 
 # %% ../nbs/61_exits_lab.ipynb #strip-of
 @patch
@@ -214,13 +194,11 @@ def strip_of(self: ExitsLab, exits: Tensor, most: int = 12) -> str:
     here = exits[self.sample]
     for m, colour in enumerate(exit_colours(run.num_exits), 1):
         rows = self.sample[here == m][:most].tolist()
-        pictures = (
-            "".join(run.pictures.html(r, 38, self.mistake(r, m)) for r in rows)
-            or "<i>none of the sample</i>"
-        )
+        pictures = "".join(run.pictures.html(r, 38, self.mistake(r, m)) for r in rows)
+        label = f"exit {m}<br>{int((exits == m).sum()):,} images"
         lines.append(
-            f'<div class="mx-strip" style="border-color:{colour}"><span>exit {m}<br>'
-            f"{int((exits == m).sum()):,} images</span><span>{pictures}</span></div>"
+            f'<div class="mx-strip" style="border-color:{colour}"><span>{label}</span>'
+            f"<span>{pictures or '<i>none of the sample</i>'}</span></div>"
         )
     return "".join(lines)
 
@@ -228,11 +206,9 @@ def strip_of(self: ExitsLab, exits: Tensor, most: int = 12) -> str:
 def mistake(self: ExitsLab, image: int, exit: int) -> str:
     "What an exit takes an image for, where that is wrong."
     run = self.run.leaving
-    return (
-        ""
-        if run.right[exit - 1, image]
-        else f"✗ {html(self.run.names[int(run.answers[exit - 1, image])], 9)}"
-    )
+    if run.right[exit - 1, image]:
+        return ""
+    return f"✗ {html(self.run.names[int(run.answers[exit - 1, image])], 9)}"
 
 # %% ../nbs/61_exits_lab.ipynb #list-images
 @patch

@@ -13,6 +13,7 @@ from pathlib import Path
 from fastcore.basics import patch
 
 from .core import InputError, brief, check_value
+from .methods import run_arguments
 from .parameters import read_yaml
 from .runs import Run
 
@@ -56,7 +57,7 @@ class Cell:
     parameters: dict
     id: str
     name: str = ""               # of its line in `runs`
-    after: tuple = ()            # ids of teachers that this sweep trains
+    after: tuple = ()            # ids of those it learns from, as far as this sweep trains them
 
 # %% ../nbs/45_grid.ipynb #cell-id
 def cell_id(p: dict) -> str:
@@ -80,10 +81,10 @@ def cells(grid: dict) -> list[Cell]:
         for line in _teachers_first(grid):
             own = {k: v for k, v in line.items() if k != "name"}
             p = grid["base"] | own | dict(zip(grid["grid"], values, strict=True)) | own
-            after = named.get(_teacher(grid, line))
-            if after:
-                p["method_args"] = p["method_args"] | {"teacher": after}
-            cell = Cell(p, cell_id(p), line.get("name", ""), (after,) if after else ())
+            learned = {k: named[n] for k, n in _learns_from(grid, line).items() if n in named}
+            if learned:
+                p["method_args"] = p["method_args"] | learned
+            cell = Cell(p, cell_id(p), line.get("name", ""), tuple(learned.values()))
             if cell.name:
                 named[cell.name] = cell.id
             found.setdefault(cell.id, cell)
@@ -91,18 +92,21 @@ def cells(grid: dict) -> list[Cell]:
 
 # %% ../nbs/45_grid.ipynb #teachers-first
 def _teachers_first(grid: dict):
-    "The lines of a grid, each after the one it learns from."
+    "The lines of a grid, each after those it learns from."
     lines = list(grid["runs"])
     while lines:
         waiting = {line.get("name") for line in lines}
-        line = next((line for line in lines if _teacher(grid, line) not in waiting), None)
+        line = next((line for line in lines if waiting.isdisjoint(_learns_from(grid, line).values())), None)
         if line is None:
             raise InputError("runs: teachers that wait for each other")
         lines.remove(line)
         yield line
 
-def _teacher(grid: dict, line: dict):
-    return (line.get("method_args") or grid["base"].get("method_args") or {}).get("teacher", 0)
+def _learns_from(grid: dict, line: dict) -> dict[str, str]:
+    "The names that a line gives where a run may be named: hyperparameter → name."
+    p = grid["base"] | line
+    args = p.get("method_args") or {}
+    return {k: args[k] for k in run_arguments(p.get("method", "")) if isinstance(args.get(k), str)}
 
 # %% ../nbs/45_grid.ipynb #desk
 STATES = ("finished", "running", "interrupted", "waiting", "blocked", "failed")

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['exit_table', 'by_exit', 'best_exit', 'budget_table', 'calibration_table', 'score_exits', 'budgeted_batch',
-           'combine_networks', 'take_rows', 'early_exit', 'time_early_exit', 'measure_early_exit', 'calibrate']
+           'combine_networks', 'time_early_exit', 'measure_early_exit', 'calibrate', 'early_exit']
 
 # %% ../nbs/50_inference.ipynb #c02
-import contextlib, time
+import time
 
 import torch
 from torch import Tensor
@@ -19,8 +19,9 @@ from .exits import MultiExitNet
 from .outputs import Outputs, as_temperature
 from .policies import P_VALUES, Policy, as_policy, calibrate, confidences, exit_fractions
 from .policies import held_out, leaving_counts, leaving_exits, solve
+from .predict import early_exit
 
-_all_ = ["calibrate"]     # its place in the Contract is here
+_all_ = ["calibrate", "early_exit"]     # their place in the Contract is here
 
 # %% ../nbs/50_inference.ipynb #exit-table
 def exit_table(outputs: Outputs,
@@ -127,43 +128,6 @@ def _best_so_far(scores: list) -> list[int]:
     for i, score in enumerate(scores):
         best.append(i if not best or score > scores[best[-1]] else best[-1])
     return best
-
-# %% ../nbs/50_inference.ipynb #take-rows
-def take_rows(x, rows: Tensor):   # a tensor, None, or lists and tuples of them
-    "The samples `rows`; the memory layout (channels last) is kept."
-    if isinstance(x, list | tuple):
-        return type(x)(take_rows(v, rows) for v in x)
-    return x if x is None else x[rows]
-
-# %% ../nbs/50_inference.ipynb #early-exit
-def early_exit(net: MultiExitNet,
-               x: Tensor,              # (B, 3, H, W), on the device of the network
-               thresholds,             # a Policy; or M numbers (see `as_policy`)
-               criterion=None, temperature=None   # with numbers: of `list_criteria()` ("max"); one per exit
-              ) -> tuple[Tensor, Tensor]:         # predictions (B,), exits (B,) from 1
-    "Classify a batch, every image only as deep as needed; runs in evaluation mode, without gradients."
-    policy = as_policy(thresholds, net.num_exits, criterion, temperature)
-    predictions, exits = torch.zeros(2, len(x), dtype=torch.long, device=x.device)
-    rows, state, before = torch.arange(len(x), device=x.device), None, None
-    with torch.inference_mode(), evaluating(net) if net.training else contextlib.nullcontext():
-        for s in range(1, len(net.backbone.stages) + 1):
-            if not len(rows):
-                break
-            x = net.backbone.upto(x, s, done=s - 1)
-            for m in (m for m, at in enumerate(net.at) if at == s and (policy.asks(m) or len(net.links))):
-                before = net.answer(m, x, before)[0]
-                z = before.float()
-                predictions.index_copy_(0, rows, z.argmax(-1))
-                exits.index_fill_(0, rows, m + 1)
-                if m == net.num_exits - 1:
-                    break
-                sure, state = policy.confidence(z, m, state)
-                stay = (~(sure >= policy.thresholds[m])).nonzero().flatten()
-                if len(stay) < len(rows):
-                    x, state, rows, before = (take_rows(v, stay) for v in (x, state, rows, before))
-                if not len(rows):
-                    break
-    return predictions, exits
 
 # %% ../nbs/50_inference.ipynb #seconds
 def _seconds(answer, batches) -> float:

@@ -18,9 +18,9 @@ from .files import MANIFEST, damaged, read_json, read_manifest
 # %% ../nbs/09_record.ipynb #record-form
 RECORD = 2
 _PARAMETERS = dict(dataset=str, model=str, exits=str, method=str, preset=str, tracker=str, seed=int,
-                   epochs=int, model_args=dict, method_args=dict, tracker_args=dict)
+                   epochs=int, model_args=dict, snapshots=int, method_args=dict, tracker_args=dict)
 _ABOUT = dict(parameters=dict, num_classes=int, image_size=int, decided=dict, epochs=int, record=int,
-              plugins=dict)
+              plugins=dict, learned=dict, images=dict)
 _RESULT = dict(select=str, selected_epoch=int, last_epoch=int, test=dict, test_last=dict, seconds=float | int)
 SELECTIONS = {
     "best-val": "the best mean validation accuracy over exits",
@@ -54,7 +54,9 @@ def read_result(folder: Path) -> dict:
     "result.json of a run, with its form checked. Raises InputError if it is damaged."
     file = folder/"result.json"
     result = read_json(file)
-    _check_form(file, result, _RESULT, needed=_RESULT)
+    _check_form(file, result, _RESULT | dict(test_images=int), needed=_RESULT)
+    if result.get("test_images", 1) < 1:
+        raise damaged(file, f"test_images={result['test_images']}")
     for scores in (result["test"], result["test_last"]):
         top1 = scores.get("top1")
         if not isinstance(top1, list) or not top1 or not all(isinstance(x, int | float) for x in top1):

@@ -13,11 +13,13 @@ import re
 import numpy as np
 
 from ..figures import GREY, MARKERS, exit_colours, figure, template
+from ..history import of_phase, phases_of
 
 # %% ../../nbs/51_curves.ipynb #exit-curves
-def exit_curves(history, metric: str, split: str = "val"):
-    "A per-exit metric as a table: one row per epoch, one column per exit."
-    rows = history[(history.metric == metric) & (history.split == split) & history.exit.notna()]
+def exit_curves(history, metric: str, split: str = "val", phase: str | None = None):    # None: the last
+    "A per-exit metric as a table: one row per epoch of a phase, one column per exit."
+    rows = of_phase(history, phase)
+    rows = rows[(rows.metric == metric) & (rows.split == split) & rows.exit.notna()]
     return rows.pivot_table(index="epoch", columns="exit", values="value", aggfunc="last")
 
 # %% ../../nbs/51_curves.ipynb #scored-split
@@ -32,6 +34,13 @@ def _mode(points: int) -> str:
     "Markers as long as they can be told apart."
     return "lines+markers" if points <= 40 else "lines"
 
+def _before(fig, top, phase: str):
+    "What an earlier phase trained: thin and grey, one entry in the legend."
+    for m in top.columns:
+        fig.add_scatter(x=top.index, y=top[m], name=f"before: {phase}", legendgroup=phase, mode="lines",
+                        showlegend=bool(m == top.columns[-1]), line=dict(color=GREY, width=1),
+                        hovertemplate=f"{phase}, {m}: %{{y:.1f}} %<extra></extra>")
+
 def plot_accuracy(history, split: str = "val"):
     "Top-1 of every exit and of the anytime ensemble by epoch."
     top, ens = exit_curves(history, "top1", split), exit_curves(history, "anytime", split)
@@ -39,6 +48,8 @@ def plot_accuracy(history, split: str = "val"):
     for m, c in zip(top.columns, exit_colours(len(top.columns)), strict=True):
         fig.add_scatter(x=top.index, y=top[m], name=f"exit {m}", line_color=c, mode=_mode(len(top)),
                         marker_symbol=MARKERS[(m - 1) % len(MARKERS)])
+    for phase in phases_of(history)[:-1]:
+        _before(fig, exit_curves(history, "top1", split, phase), phase)
     if len(ens.columns) > 1:
         last = ens.columns[-1]
         fig.add_scatter(x=ens.index, y=ens[last], name=f"ensemble 1…{last}",
@@ -53,8 +64,11 @@ def plot_losses(history):
     "The training loss terms by epoch, on a logarithmic axis where all are positive."
     rows = history[history.metric.str.startswith("loss/")]
     fig = figure("Loss terms on the training batches", "epoch", "loss (nats, sum over exits)")
-    for i, (name, r) in enumerate(rows.groupby("metric", sort=False)):
-        fig.add_scatter(x=r.epoch, y=r.value, name=name.removeprefix("loss/"),
+    several = len(phases_of(rows)) > 1
+    terms = [(f"{phase}: "*several + name.removeprefix("loss/"), r) for phase in phases_of(rows)
+             for name, r in of_phase(rows, phase).groupby("metric", sort=False)]
+    for i, (name, r) in enumerate(terms):
+        fig.add_scatter(x=r.epoch, y=r.value, name=name,
                         line=dict(color=_TERMS[i % 6], dash=DASHES[i % 6]))
     positive = len(rows) and (rows.value > 0).all()
     return fig.update_yaxes(type="log", dtick="D2") if positive else fig

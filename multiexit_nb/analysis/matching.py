@@ -19,7 +19,7 @@ import torch
 from .. import experiment
 from . import curves
 from .paper import Form, Item, Paper, item_of, papers
-from .statistics import spread
+from .statistics import images_tested, one_seed, spread
 from ..arms import Identity, finished_runs, identity, identity_of, newest
 from ..core import InputError, Registry, unknown
 from ..inference import budget_table, budgeted_batch
@@ -188,6 +188,8 @@ def score_of(paper: Paper, run: Run, row) -> float | tuple | None:
         return None
 
 # %% ../../nbs/72_matching.ipynb #fill
+_NONE = dict(ours=np.nan, ours_std=np.nan, low=np.nan, high=np.nan, n=0, runs="")
+
 def _ours(paper: Paper, row, runs: list[Run]) -> dict:
     scores = [s for s in (score_of(paper, r, row) for r in runs) if s is not None]
     values = [s[0] if isinstance(s, tuple) else s for s in scores]
@@ -196,11 +198,18 @@ def _ours(paper: Paper, row, runs: list[Run]) -> dict:
     own = [s[1] for s in scores if isinstance(s, tuple)]
     pm = float(np.mean(own)) if own else float("nan") if best else spread(values, kind)
     mean = (max if best else np.mean)(values) if values else float("nan")
-    return dict(ours=mean, ours_std=pm, n=len(values), runs=" ".join(r.id for r in runs) if values else "")
+    low, high = _wilson(row.metric, values, runs)
+    return dict(ours=mean, ours_std=pm, low=low, high=high, n=len(values),
+                runs=" ".join(r.id for r in runs) if values else "")
+
+def _wilson(metric: str, values: list, runs: list) -> tuple[float, float]:
+    "The interval of one accuracy; NaN of several, and of what is no share of images."
+    share = metric in ("top1", "top5") and len(values) == len(runs)
+    return one_seed(values, map(images_tested, runs)) if share else (np.nan, np.nan)
 
 # %% ../../nbs/72_matching.ipynb #fill-rows
 def fill(item: Item, rows, runs, form: Form):
-    "Published rows with ours beside: ours, ours_std, n, runs (their ids); NaN where no run counts."
+    "Published rows with ours beside: mean, spread, interval of one seed, n, runs (their ids)."
     import pandas as pd
     places = {}
     for f in find(item, runs, form):
@@ -210,10 +219,9 @@ def fill(item: Item, rows, runs, form: Form):
         found = places.get((row.dataset, row.model_id, row.method), [])
         made = [_ours(item.paper, row, f.runs) for f in found if np.isfinite(row.value)]
         made = [m for m in made if m["n"]]
-        none = dict(ours=np.nan, ours_std=np.nan, n=0, runs="")
-        out.append(max(made, key=lambda m: m["ours"]) if made else none)
-    columns = ["ours", "ours_std", "n", "runs"]
-    return pd.concat([rows.reset_index(drop=True), pd.DataFrame(out, columns=columns)], axis=1)
+        out.append(max(made, key=lambda m: m["ours"]) if made else _NONE)
+    ours = pd.DataFrame(out, columns=list(_NONE))
+    return pd.concat([rows.reset_index(drop=True), ours], axis=1)
 
 # %% ../../nbs/72_matching.ipynb #as-printed
 COSTS = ("macs_M", "macs_G", "gflops", "params_M")
@@ -240,7 +248,7 @@ def fill_costs(rows):
     def ours(r) -> float:
         costs, size = network_numbers(r.paper, r.model_id, 224 if r.dataset == "224px" else 32)
         return as_printed(r.metric, costs[exit_number(r.exit, len(costs)) - 1], size)
-    return rows.assign(ours=[ours(r) for r in rows.itertuples()], ours_std=np.nan, n=0, runs="")
+    return rows.assign(**_NONE | dict(ours=[ours(r) for r in rows.itertuples()]))
 
 # %% ../../nbs/72_matching.ipynb #paper-rows
 def paper_rows(paper: str, table, runs=None, form: str = "full", instead: dict | None = None,
@@ -251,7 +259,7 @@ def paper_rows(paper: str, table, runs=None, form: str = "full", instead: dict |
     rows = published(paper, str(table))
     rows = rows.assign(**{c: rows[c].astype(object).where(rows[c].notna(), "") for c in ("exit", "note")})
     if not ours:
-        return rows.assign(ours=np.nan, ours_std=np.nan, n=0, runs="", difference=np.nan)
+        return rows.assign(**_NONE, difference=np.nan)
     index = by_identity(runs)
     cost = rows.metric.isin(COSTS)
     parts = [fill_costs(rows[cost])] if cost.any() else []

@@ -20,7 +20,7 @@ from ..published_tables import published
 @dataclass(frozen=True)
 class Arm:
     "Runs that differ in their seeds only, and their place in a table or figure."
-    parameters: dict         # of train.ipynb; a teacher is a dict
+    parameters: dict         # of train.ipynb; a run to learn from is a dict
     labels: dict             # a table: dataset, model_id, method; a figure: what its function reads
 
 # %% ../../nbs/70_paper.ipynb #form
@@ -49,9 +49,9 @@ def stand_in(form: Form, p: dict) -> dict | None:
     data = dataset_of(p)
     instead = form.instead.get(data, data if form.rest else None)
     model = _other_network(form, p["model"])
-    teacher = p.get("method_args", {}).get("teacher")
-    taught = stand_in(form, teacher) if teacher else None
-    if instead is None or model is None or teacher and taught is None:
+    args = p.get("method_args", {})
+    sources = {k: stand_in(form, v) for k, v in args.items() if isinstance(v, dict)}
+    if instead is None or model is None or None in sources.values():
         return None
     dropped = {"recipe", "select", *(["images_per_class", "image_size"] if instead != data else [])}
     kept = {k: v for k, v in p.items() if k not in dropped}
@@ -61,7 +61,7 @@ def stand_in(form: Form, p: dict) -> dict | None:
     if instead != data:
         base, _, count = instead.partition("(")
         out |= dict(dataset=base) | (dict(images_per_class=int(count[:-1])) if count else {})
-    return out | (dict(method_args={**p["method_args"], "teacher": taught}) if teacher else {})
+    return out | (dict(method_args=args | sources) if sources else {})
 
 # %% ../../nbs/70_paper.ipynb #paper
 @dataclass

@@ -10,7 +10,8 @@ import numpy as np
 
 from .matching import COSTS, RunIndex, by_identity, find, form_of, paper_rows
 from .paper import Form, Item, form_words, item_of, list_items
-from .statistics import SPREADS, Table, number, seeds_note
+from .statistics import (SPREADS, WILSON, Table, interval_text, number, runs_of,
+                                              seeds_note)
 from ..core import InputError, check_value
 from ..published_tables import published
 
@@ -29,6 +30,7 @@ def table_notes(item: Item, rows, index: RunIndex, form: Form) -> tuple:
         gaps = (scored.metric == "learning_gap_pp").any()
         spreads = "standard deviation over epochs" if gaps else SPREADS[kind]
         notes += [f"Ours: {', '.join(how)}.", f"Ours ± {spreads}, {seeds_note(scored.n[scored.n > 0])}"]
+        notes += [WILSON]*bool(scored.low.notna().any())
     if item.note:
         notes.append(item.note)
     if rows[rows.metric.isin(COSTS)].ours.notna().any():
@@ -56,6 +58,12 @@ def _sorted_rows(body, keys: list):
                             kind="stable")
 
 # %% ../../nbs/73_published.ipynb #layout-cells
+def _text(row: dict, name: str) -> str:
+    "A number of a line: with its spread over seeds, or the interval of one."
+    value, pm = _LINES[name]
+    interval = interval_text(row["low"], row["high"]) if name == "ours" else ""
+    return number(row[value], row[pm] if pm else np.nan, sign=name == "difference") + interval
+
 def layout(body, keys: list, across: str, show):
     "Cells of a published table: rows by `keys` and source, columns by `across`."
     import pandas as pd
@@ -64,12 +72,9 @@ def layout(body, keys: list, across: str, show):
     for key, g in body.groupby(keys, sort=False) if keys else [((), body)]:
         at = {r[across]: r for r in g.to_dict("records")}
         for name in show:
-            value, pm = _LINES[name]
-            if name == "difference" and len(show) > 1 and not np.isfinite(g.ours.to_numpy(float)).any():
+            if name != "paper" and len(show) > 1 and not np.isfinite(g.ours.to_numpy(float)).any():
                 continue
-            cells = [number(at[c][value], at[c][pm] if pm else np.nan, sign=name == "difference")
-                     if c in at else "–"
-                     for c in columns]
+            cells = [_text(at[c], name) if c in at else "–" for c in columns]
             out[(*map(str, key if isinstance(key, tuple) else (key,)), name)] = cells
     names = [*({"model": "network", "note": "budget"}.get(k, k) for k in keys), "source"]
     index = pd.MultiIndex.from_tuples(out, names=names)
@@ -120,7 +125,7 @@ def paper_table(paper: str, table, runs=None,
     what = [f"{v.iloc[0]}" for v in (body.model, body.dataset) if v.nunique() == 1]
     title += f", {' on '.join(what)}" if what else ""
     title += f" ({form_words(item, made)})" if made.quick and not costs.all() else ""
-    return Table(title, cells, rows, table_notes(item, rows, index, made))
+    return Table(title, cells, rows, table_notes(item, rows, index, made), runs=runs_of(rows))
 
 # %% ../../nbs/73_published.ipynb #paper-figure
 def _trained_by(form: Form) -> str:
@@ -128,6 +133,11 @@ def _trained_by(form: Form) -> str:
     grids = form.grid.values() if isinstance(form.grid, dict) else [form.grid]
     files = [f"data/sweeps/{folder}/{g}.yaml" for g in grids if g]
     return f": {' and '.join(files)} train{'s'*(len(files) == 1)} them" if files else ""
+
+def _behind(found: list) -> dict:
+    "The runs of a figure: what it calls an arm → their ids."
+    named = [(", ".join(map(str, f.labels.values())) or f.parameters["method"], f.runs) for f in found]
+    return {name: [r.id for r in runs] for name, runs in named}
 
 def paper_figure(paper: str, number, runs=None,       # as for `finished_runs`
                  *, form: str = "full", instead: dict | None = None, **kw):    # more, where a figure takes it
@@ -144,6 +154,7 @@ def paper_figure(paper: str, number, runs=None,       # as for `finished_runs`
     words += [f"{len(found)} of {len(arms)} arms"]*(len(found) < len(arms)) + [item.note]
     title = f"{paper.upper()} Figure {number}: {item.shows}"
     small = "; ".join(w for w in words if w)
+    fig.layout.meta = dict(runs=_behind(found))
     return fig.update_layout(title_text=title + (f"<br><sup>{small}</sup>" if small else ""))
 
 # %% ../../nbs/73_published.ipynb #beside-papers

@@ -309,14 +309,16 @@ def plot_similarity(table, measure: str = "corr",
 # %% ../../nbs/54_rdm.ipynb #representations
 def representations(run: Run, rows,            # which images
                     split: Split | None = None, # of the run's data; None: its test images are loaded
-                    batch_size: int = 64, tell=lambda done, total: None) -> MultiExitOutput:
+                    batch_size: int = 64, tell=lambda done, total: None,
+                    epoch: int = 0              # of a kept network; 0: the selected one
+                   ) -> MultiExitOutput:
     "Logits (M, N, K) and features (M × (N, D_m)) of a run's network for some images, on the CPU."
     rows = torch.as_tensor(np.asarray(rows), dtype=torch.long)
     split = split or run.data().test
     there = len(rows) > 0 and 0 <= int(rows.min()) and int(rows.max()) < len(split)
     check_value("rows", rows[:3].tolist(), there, f"images 0 … {len(split) - 1}")
     device, outs, done = pick_device(), [], 0
-    net = run.model().to(device)
+    net = run.model(epoch).to(device)
     with torch.no_grad():
         for x, _ in split.take(rows).batches(batch_size, device=device):
             tell(done, len(rows))

@@ -157,13 +157,16 @@ def gains(paper: str, table, against: str, study: str,
         printed = {e: _range(*v) for e, *v in theirs.itertuples()}
         cells[method, "paper"] = [printed.get(e, "–") for e in ("first", "last")]
         cells[method, "ours"] = [ours.get((method, e), "–") for e in ("first", "last")]
-    return _gains_table(paper, table, against, study, cells, said, missing)
+    scales = "/".join(published(paper, table).metric.unique()), metric
+    return _gains_table(f"{paper.upper()} Table {table}: points gained over {against}", cells, said,
+                        f"{setting(study)}.{missing}", scales)
 
 # %% ../../nbs/77_reading.ipynb #gains-table
-def _gains_table(paper, table, against, study, cells, said, missing) -> Table:
+def _gains_table(title, cells: dict, said, ours: str, scales: tuple) -> Table:
     index = pd.MultiIndex.from_tuples(cells, names=["method", "source"])
     shown = pd.DataFrame(list(cells.values()), index=index, columns=["first exit", "last exit"])
-    networks = said["where"].nunique()
-    notes = (f"Paper: mean and range over {networks} settings. "
-             f"Ours: mean and 95 % interval over seeds, {setting(study)}.{missing}",)
-    return Table(f"{paper.upper()} Table {table}: points gained over {against}", shown, said, notes)
+    settings = said["where"].nunique()
+    theirs, own = (" and ".join(m for m in ("top1", "top5") if m in s) for s in scales)
+    notes = (f"Paper: {theirs}, mean and range over {settings} setting{'s'*(settings != 1)}. "
+             f"Ours: {own}, mean and 95 % interval over seeds, {ours}",)
+    return Table(title, shown, said, notes)

@@ -40,6 +40,7 @@ class Teaching(Paper):
             args["assistants"] = ASSISTANTS[teacher]
         return self.alone(dataset, student) | self.spelling[method] | dict(method_args=args)
 
+# %% ../../nbs/papers/dih.ipynb #paper
 paper = Teaching(
     "dih", "Distilling knowledge via intermediate classifier heads", base=dict(exits="none", recipe="dih"),
     data=dict(cifar10={}, cifar100={}),
@@ -71,6 +72,7 @@ def heads_of(run: Run, image: int) -> tuple:    # logits (k + 1, K) of the heads
     x, y = next(data.test.take([image]).batches(1))
     return method.eval().teach(x).logits[:, 0].detach(), int(y[0])
 
+# %% ../../nbs/papers/dih.ipynb #figure-2
 _2 = [Arm(paper.parameters("cifar10", "resnet110>resnet8", "dih"), {})]
 
 @declare_figure(paper, "2", "what the teacher's heads say about one image", _2, Form("dih_table_2"),

@@ -120,6 +120,7 @@ def before_and_after(run: Run, most: int = 500) -> dict:
     labels = out.labels[rows]
     return {p: rdm.rdm(rdm.patterns(said, said.num_exits, p), labels, images=rows) for p in places}
 
+# %% ../../nbs/papers/eed.ipynb #figure-4
 @declare_figure(paper, "4",
                 "dissimilarity of images before and after the main exit's last layer; dark is alike",
                 _arms("vgg19", DBT | EED), Form("eed_figures_3_5", 1),
