@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PARAMETERS', 'Setup', 'Place', 'parameter', 'check_parameters', 'recipe_of', 'network', 'objective', 'teacher_run',
-           'check_network', 'writable', 'check_run_id', 'Experiment', 'prepare', 'run_experiment', 'launch']
+           'learned_values', 'check_network', 'writable', 'check_run_id', 'Experiment', 'prepare', 'run_experiment',
+           'launch']
 
 # %% ../nbs/44_experiment.ipynb #c02
 import dataclasses, os, warnings
@@ -21,11 +22,14 @@ from .checkpoints import load_checkpoint
 from .core import InputError, brief, check_value, pick_device, seed_everything, settings, unknown
 from .data import Splits, dataset_info
 from .datasets import has_unlabelled
-from .methods import Task, create_method, preset_recipe
+from .doubts import steps_doubt
+from .history import last_matrix
+from .methods import Task, create_method, learned_arguments, preset_recipe
 from .models import create_model
 from .parameters import Param, Parameter, parameters_of, read_parameters  # noqa: F401
 from .recipe import Recipe
 from .plugins import check_plugins, load_plugins
+from .predict import about_images
 from .runs import Run, check_id, data_of
 from .trackers import check_tracker
 from .training import Training, check_data, join, train
@@ -60,6 +64,8 @@ class Place:
     device: Annotated[str, Param("auto, cpu, cuda, cuda:1, mps")] = "auto"
     tracker: Annotated[str, Param("tensorboard, wandb, mlflow or another that Accelerate knows")] = ""
     tracker_args: Annotated[dict, Param("arguments of that tracker")] = field(default_factory=dict)
+    snapshots: Annotated[int, Param("keep the network every so many epochs, for the lab rdm; 0: never", 0,
+                                    1_000_000)] = 0
     run_id: Annotated[str, Param("name of the run's folder; empty: made of date, data set, network "
                                  "and method")] = ""
     resume: Annotated[str, Param("id of a run to go on with; its own parameters are used")] = ""
@@ -123,6 +129,21 @@ def teacher_run(p: dict, num_classes: int, image_size: int) -> Run | None:
     if taught != asked and ":" not in taught + asked:      # a folder may have moved
         raise InputError(f"teacher: run {run.id} learned {taught}, not {asked}")
     return run
+
+# %% ../nbs/44_experiment.ipynb #learned-values
+def learned_values(p: dict, coming: tuple = ()) -> tuple[dict, dict]:
+    "The parameters with the numbers that finished runs have learned; and hyperparameter → run."
+    args, learned = dict(p["method_args"]), {}
+    for name, what in learned_arguments(p["method"]).items():
+        if not isinstance(args.get(name), str):
+            continue
+        asked = args.pop(name)
+        if asked not in coming:
+            learned[name] = run = Run.load(asked)
+            args[name] = last_matrix(run.history, what)
+            if not (run.finished and args[name]):
+                raise InputError(f"{name}: run {run.id} has not finished, or has learned no {what}")
+    return {**p, "method_args": args}, {name: run.id for name, run in learned.items()}
 
 # %% ../nbs/44_experiment.ipynb #fits
 def _shapes_of(p: dict, recipe: Recipe, num_classes: int, image_size: int, coming: tuple):
@@ -206,6 +227,7 @@ class Experiment:
     num_classes: int
     image_size: int
     run: Run | None = None       # the run to go on with; a new one is made by `start`
+    learned: dict = field(default_factory=dict)    # hyperparameter → the run that learned its value
 
     def load(self) -> Splits:
         "Its data."
@@ -229,7 +251,7 @@ def build(self: Experiment, data: Splits) -> tuple:
 
 # %% ../nbs/44_experiment.ipynb #prepare
 def prepare(parameters: dict, explicit: set = frozenset(),   # parameters by name; which of them were given
-            coming: tuple = ()      # teachers that are yet to be trained
+            coming: tuple = ()      # runs to learn from that are yet to be trained
            ) -> Experiment:
     "Check all parameters. Raises InputError for the first wrong one. `resume` takes the rest from the run."
     p = check_parameters(parameters)
@@ -243,6 +265,7 @@ def prepare(parameters: dict, explicit: set = frozenset(),   # parameters by nam
         check_run_id(p["run_id"])
         writable(settings()["runs"])
         check_tracker(p["tracker"])
+    p, learned = learned_values(p, coming)
     recipe = recipe_of(p, explicit)
     device = _device(p, run, given)
     per_class = p["images_per_class"]
@@ -253,17 +276,20 @@ def prepare(parameters: dict, explicit: set = frozenset(),   # parameters by nam
         run.check_resume(steering=True)          # who steers is known when it is started
         if run.checkpoint.is_file():
             load_checkpoint(run.checkpoint)      # whether it can be read
-    return Experiment(p | dataclasses.asdict(recipe), recipe, device, num_classes, size, run)
+    return Experiment(p | dataclasses.asdict(recipe), recipe, device, num_classes, size, run,
+                      learned)
 
 # %% ../nbs/44_experiment.ipynb #start
 @patch
 def make_run(self: Experiment, data: Splits):
     "Give a new run its folder."
     about = dict(device=str(self.device), num_classes=data.num_classes, image_size=data.image_size,
-                 plugins=load_plugins())
+                 images=about_images(data), plugins=load_plugins())
     teacher = teacher_run(self.parameters, data.num_classes, data.image_size)
     if teacher:
         about["teacher"] = teacher.id
+    if self.learned:
+        about["learned"] = self.learned
     self.run = Run.create(self.parameters, self.parameters["run_id"], **about)
 
 # %% ../nbs/44_experiment.ipynb #start-training
@@ -294,9 +320,14 @@ def epochs(self: Experiment, training: Training) -> Iterator[dict]:
 
 # %% ../nbs/44_experiment.ipynb #complete
 @patch
-def complete(self: Experiment, bar: bool = True) -> Run:
+def doubt(self: Experiment, data: Splits) -> str:
+    "A sentence where this training cannot learn much; else nothing."
+    return steps_doubt(len(data.train), self.recipe.batch_size, self.recipe.epochs)
+
+@patch
+def complete(self: Experiment, bar: bool = True, data: Splits | None = None) -> Run:   # data: loaded before
     "Load, start, train and finish: the run."
-    training = self.start(self.load(), bar)
+    training = self.start(data or self.load(), bar)
     for _ in self.epochs(training):
         pass
     self.run.finish(training)

@@ -128,7 +128,8 @@ class Harmonized(Dense):
         start: Annotated[Literal["ds-like", "dbt-like", "random"] | None,
                          Param("γ at the start; None: the method's own")] = None,
         fixed_gamma: Annotated[list[list[float]] | None,
-                               Param("M rows of M weights that stay; None: γ is learned")] = None,
+                               Param("M rows of M weights that stay, or the run that learned them; "
+                                     "None: γ is learned", learned="gamma")] = None,
         a: Annotated[float,
                      Param("share of plain cross-entropy in the validation loss", low=0, high=1)] = 0.5,
         ema: Annotated[float, Param("momentum of the expected losses", low=0, high=1)] = 0.9,
