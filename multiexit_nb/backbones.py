@@ -148,19 +148,13 @@ def _torchvision_resnet(name):
     build.__qualname__ = name
     return build
 
-for _name in (
-    "resnet18",
-    "resnet34",
-    "resnet50",
-    "resnet101",
-    "resnet152",
-    "resnext50_32x4d",
-    "wide_resnet50_2",
-):
-    register_backbone(_name, min_size=8)(_torchvision_resnet(_name))
+_PAPERS = dict.fromkeys(("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"), "He et al. 2016")
+_PAPERS |= dict(resnext50_32x4d="Xie et al. 2017", wide_resnet50_2="Zagoruyko & Komodakis 2016")
+for _name, _paper in _PAPERS.items():
+    register_backbone(_name, min_size=8, paper=_paper)(_torchvision_resnet(_name))
 
 # %% ../nbs/20_backbones.ipynb #wrn-14-4
-@register_backbone("wrn_14_4", min_size=8)
+@register_backbone("wrn_14_4", min_size=8, paper="Zagoruyko & Komodakis 2016")
 def wrn_14_4(image_size):
     "One bottleneck per stage, four times as wide inside."
     return resnet_stages(ResNet(Bottleneck, [1, 1, 1, 1], num_classes=1, width_per_group=64*4), image_size)
@@ -192,7 +186,7 @@ def _cifar_resnet(depth):
     return build
 
 for _depth in (8, 14, 20, 56, 110):
-    register_backbone(f"resnet{_depth}", min_size=8)(_cifar_resnet(_depth))
+    register_backbone(f"resnet{_depth}", min_size=8, paper="He et al. 2016")(_cifar_resnet(_depth))
 
 # %% ../nbs/20_backbones.ipynb #vgg
 def _vgg(name, layers):
@@ -214,10 +208,10 @@ def _vgg(name, layers):
     return build
 
 for _name, _layers in dict(vgg11="A", vgg16="D", vgg19="E").items():
-    register_backbone(_name, min_size=32)(_vgg(_name, _layers))
+    register_backbone(_name, min_size=32, paper="Simonyan & Zisserman 2015, with BN")(_vgg(_name, _layers))
 
 # %% ../nbs/20_backbones.ipynb #tiny
-@register_backbone("tiny", min_size=16)
+@register_backbone("tiny", min_size=16, paper="for trying things out")
 def tiny(image_size, *, width: int = 4):  # channels of stage 1; the others have 4, 8 and 16 times as many
     "One thin convolution, then three stages of two."
     check_value("width", width, type(width) is int and width > 0, "a whole number of channels > 0")
@@ -254,7 +248,7 @@ class PreActBlock(nn.Module):
         return (x if self.short is None else self.short(a)) + self.convs(a)
 
 # %% ../nbs/20_backbones.ipynb #wrn-28-10
-@register_backbone("wrn_28_10", min_size=8)
+@register_backbone("wrn_28_10", min_size=8, paper="Zagoruyko & Komodakis 2016")
 def wrn_28_10(image_size):
     "Wide ResNet: three stages of four blocks, 160, 320 and 640 channels."
     stages, c = [], 16
@@ -266,7 +260,7 @@ def wrn_28_10(image_size):
     return init_weights(Backbone([nn.Sequential(*s) for s in stages], preactivation=True))
 
 # %% ../nbs/20_backbones.ipynb #resnext29-4x64d
-@register_backbone("resnext29_4x64d", min_size=8)
+@register_backbone("resnext29_4x64d", min_size=8, paper="Xie et al. 2017")
 def resnext29_4x64d(image_size, *, wide: bool = False):
     "ResNeXt: three stages of three bottlenecks with 4 groups."
     check_value("wide", wide, type(wide) is bool, "true or false")
@@ -299,7 +293,7 @@ class PyramidBlock(nn.Module):
         return self.convs(x) + nn.functional.pad(self.pool(x), (0, 0, 0, 0, 0, self.new))
 
 # %% ../nbs/20_backbones.ipynb #pyramidnet110-270
-@register_backbone("pyramidnet110_270", min_size=8)
+@register_backbone("pyramidnet110_270", min_size=8, paper="Han et al. 2017")
 def pyramidnet110_270(image_size):
     "PyramidNet: 3 · 18 basic blocks, from 16 to 286 channels."
     widths = [16 + 5 * i for i in range(55)]
@@ -311,7 +305,7 @@ def pyramidnet110_270(image_size):
     return init_weights(Backbone([nn.Sequential(*s) for s in stages], preactivation=True))
 
 # %% ../nbs/20_backbones.ipynb #densenet121
-@register_backbone("densenet121", min_size=8)
+@register_backbone("densenet121", min_size=8, paper="Huang et al. 2017")
 def densenet121(image_size, *, after_transition: bool = False, preactivation: bool = False):
     "DenseNet: four dense blocks, growth 32."
     for k, v in dict(after_transition=after_transition, preactivation=preactivation).items():

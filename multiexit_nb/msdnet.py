@@ -200,7 +200,7 @@ def _variant(name, **defaults):
     build.__signature__ = sig.replace(parameters=own)
     build.__qualname__ = name
     smallest = 64 if defaults.get("stem") == "imagenet" else 8
-    return register_backbone(name, min_size=smallest, exits=MSDNet.exits)(build)
+    return register_backbone(name, min_size=smallest, exits=MSDNet.exits, paper="Huang et al. 2018")(build)
 
 _IMAGENET = dict(stem="imagenet", step_mode="even", channels=32, growth=16,
                  scale_widths=(1, 2, 4, 4), bottlenecks=(1, 2, 4, 4))

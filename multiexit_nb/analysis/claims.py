@@ -6,7 +6,7 @@
 __all__ = ['computed', 'Finding', 'ensemble_is_mutual', 'uniform_mate_is_eed', 'pull', 't_squared_keeps_size',
            'first_derivatives_do', 'many_teachers_are_their_mean', 'heads_and_their_mean', 'heads_share',
            'heads_beside_teacher', 'costs_follow', 'Claim', 'read_claims', 'all_answers', 'waiting', 'joint_verdict',
-           'verdict_of_claim', 'found_for', 'effect', 'claims_page']
+           'verdict_of_claim', 'found_for', 'effect', 'claims_page', 'count_verdicts', 'plot_answers']
 
 # %% ../../nbs/78_claims.ipynb #c02
 from dataclasses import dataclass
@@ -19,6 +19,7 @@ from .published import paper_table
 from .reading import Text
 from .statistics import number
 from ..core import InputError, Registry, check_value, project_root
+from ..figures import GREY, figure
 from ..hypergradient import hypergradient
 from ..losses import kd, kl, mse, pairwise_kl
 from ..models import create_model
@@ -253,10 +254,44 @@ def claims_page(paper: str = "") -> Text:     # "mate"; empty: all
     shown = [c for c in read_claims() if not paper or c.paper == paper.upper()]
     said = {c.id: verdict_of_claim(c, answers, waits) for c in shown}
     counts = {v: list(said.values()).count(v) for v in dict.fromkeys(said.values())}
-    top = ", ".join(f"{n} {v}" for v, n in sorted(counts.items(), key=lambda i: -i[1]))
+    top = ", ".join(f"{v} {n}" for v, n in sorted(counts.items(), key=lambda i: -i[1]))
     lines = ["| | claim | published | verdict | what was found |", "|---|---|---|---|---|"]
     for c in shown:
         found = "<br>".join(found_for(c, answers, waits))
         words = (c.id, markdown(c.claim), markdown(c.published), f"**{said[c.id]}**", found)
         lines.append(f"| {' | '.join(words)} |")
     return Text(f"**{len(shown)} claims:** {top}.\n\n" + "\n".join(lines) + "\n")
+
+# %% ../../nbs/78_claims.ipynb #count-verdicts
+def count_verdicts():
+    "How many claims of each paper have which verdict: a DataFrame."
+    import pandas as pd
+    answers, waits = all_answers(), waiting()
+    rows = [dict(paper=c.paper, verdict=verdict_of_claim(c, answers, waits)) for c in read_claims()]
+    t = pd.DataFrame(rows)
+    return pd.crosstab(t.paper, t.verdict, margins=True, margins_name="all")
+
+# %% ../../nbs/78_claims.ipynb #plot-answers
+_COLOURS = {"holds": "rgb(46,160,103)", "contradicted": "rgb(224,96,126)", "undecided": GREY}
+
+def plot_answers(answers):     # of `all_answers`
+    "Differences in points of top-1 with their intervals, a row per question, a colour per verdict."
+    t = answers[answers.question.str.startswith("top1,")].iloc[::-1]
+    kind = t.verdict.str.partition(" larger")[0]
+    fig = figure("What was found", "points of top-1", "", height=120 + 26*len(t))
+    for verdict in dict.fromkeys(kind):
+        g = t[kind == verdict]
+        colour = _COLOURS.get(verdict, "rgb(67,97,238)")
+        sure = (g.low > 0) | (g.high < 0)
+        symbols = ["circle" if s else "circle-open" for s in sure]
+        fig.add_scatter(x=g.difference, y=_names(g), name=verdict,
+                        mode="markers", marker=dict(color=colour, size=9, symbol=symbols), error_x=_bars(g))
+    fig.add_vline(x=0, line=dict(color=GREY, dash="dash", width=1))
+    return fig.update_yaxes(automargin=True, categoryorder="array", categoryarray=_names(t))
+
+# %% ../../nbs/78_claims.ipynb #bars
+def _names(t) -> list[str]:
+    return (t.claim + ", " + t.question.str.removeprefix("top1, ")).tolist()
+
+def _bars(t) -> dict:
+    return dict(array=t.high - t.difference, arrayminus=t.difference - t.low, thickness=1.2, width=4)

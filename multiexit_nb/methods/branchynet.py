@@ -22,7 +22,7 @@ class Baseline(Method):
         return {"ce": self.ce(out.logits[-1:], targets).sum()}
 
 # %% ../../nbs/methods/branchynet.ipynb #branchynet
-@register("branchynet")
+@register("branchynet", paper="Teerapittayanon et al. 2016")
 class BranchyNet(Method):
     "Σ_i w_i CE_i: every exit learns from the labels."
     presets = {"default": {}, "dbt": dict(reduction="mean", recipe="dbt-cifar")}

@@ -81,7 +81,7 @@ _RECIPES = {"dbt-cifar": dict(epochs=300, batch_size=64, nesterov=True, weight_d
                                  milestones=(1/3, 2/3))}
 
 # %% ../../nbs/methods/dbt.ipynb #dbt
-@register("dbt")
+@register("dbt", paper="Phuong & Lampert 2019")
 class DBT(Method):
     "Σ_m CE_m + Σ_m 1/|T(m)| Σ_t KD_τ(t→m), τ rising with the teachers' confidence."
     presets, recipes = _PRESETS, _RECIPES

@@ -57,7 +57,7 @@ def taught(teachers: Tensor,   # (N, B, K) logits
 HeadActivation = Annotated[Literal["none", "relu", "tanh", "sigmoid"],
                            Param("g, around the heads' linear maps")]
 
-@register("dih")
+@register("dih", paper="Asadian & Salehi-Abari 2021")
 class DIH(Method):
     "α · mean over teacher and its heads of KD_τ + (1−α) CE, summed over the student's exits."
     presets = {"default": {}, "paper": dict(recipe="dih"), "code": dict(reduction="sum", recipe="dih")}
@@ -123,7 +123,7 @@ def mutual(student: Tensor, heads: Tensor, own: Tensor,   # logits (M, B, K), (k
     return soft(torch.cat([heads, own]), student), soft(student, heads)
 
 # %% ../../nbs/methods/dih.ipynb #dihonline
-@register("dih_online")
+@register("dih_online", paper="beyond Asadian & Salehi-Abari 2021")
 class DIHOnline(Method):
     "The student as in `dih`, with heads that are trained at the same time: CE_j + β KD_τ(student→j)."
     presets = {"default": {}, "paper": dict(recipe="dih")}

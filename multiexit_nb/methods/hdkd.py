@@ -76,7 +76,7 @@ def given_gamma(rows: list,        # M rows of M weights
     return gamma
 
 # %% ../../nbs/methods/hdkd.ipynb #naivedkd
-@register("naive_dkd")
+@register("naive_dkd", paper="Wang & Li 2021")
 class NaiveDKD(Dense):
     "Σ_i CE_i + λ Σ_{i>j} KD_T(i→j): every exit learns from all later ones (HDKD eq. 4)."
     presets = {"default": {}, "paper": dict(recipe="hdkd-cifar")}
@@ -197,11 +197,11 @@ def before_step(self: Harmonized, step: Step):
         self.gamma_step(step.another())
 
 # %% ../../nbs/methods/hdkd.ipynb #hdkd
-@register("hdkd")
+@register("hdkd", paper="Wang & Li 2021")
 class HDKD(Harmonized):
     "Σ_i γ_i CE_i + Σ_{i>j} γ_ij KD_T(i→j), all γ learned (HDKD eq. 5)."
 
-@register("hdbt")
+@register("hdbt", paper="Wang & Li 2021")
 class HDBT(Harmonized):
     "`hdkd` where the last exit alone teaches."
     default_start = "dbt-like"
@@ -210,7 +210,7 @@ class HDBT(Harmonized):
     def learned(M):
         return start_gamma("dbt-like", M)
 
-@register("hmsdnet")
+@register("hmsdnet", paper="Wang & Li 2021")
 class HMSDNet(Harmonized):
     "Σ_i γ_i CE_i: learned weights for the cross-entropies, no distillation."
     @staticmethod

@@ -55,7 +55,7 @@ class Stage2(nn.Module):
         return WithTeacher(out.logits, out.features, teacher)
 
 # %% ../../nbs/methods/imta.ipynb #imta
-@register("imta")
+@register("imta", paper="Li et al. 2019")
 class IMTA(Method):
     "Σ_i CE_i with even gradients; then linked exits, CE_M + Σ_{i<M} (1−γ) CE_i + γ KD_T(z_M→z_i)."
     presets = {"default": {}, "paper": dict(recipe="msdnet")}

@@ -68,7 +68,7 @@ def mix_teachers(weights: torch.Tensor,   # (B, M, M): teacher j, exit i
     return torch.einsum("bji,ibk->jbk", weights.to(logits.dtype), logits.detach())
 
 # %% ../../nbs/methods/mate.ipynb #mate
-@register("mate")
+@register("mate", paper="Sun et al. 2024")
 class MATE(Method):
     "Σ_i CE_i + Σ_ij KL*(z_i, ẑ_j) + α Σ_i KL*(z_i, ẑ_i): every exit has a teacher of its own."
     presets = {"default": {}, "paper": dict(recipe="mate")}
