@@ -222,7 +222,8 @@ def test_the_time_left_is_by_what_was_done_since_it_began(monkeypatch, tmp_path)
     # since then 35 s of training in 100 s by the clock; 31 epochs of 5 s are left
     assert s.seconds_left() == pytest.approx(31*5*100/35)
     s.running[first.id] = None
-    assert s.note.endswith("left") and "; about " in s.note
+    note = s.note
+    assert note.endswith("left") and "; about " in note
 
 
 def test_not_yaml(tmp_path, capsys):
