@@ -409,6 +409,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                   'multiexit_nb/analysis/statistics.py'),
                                                   'multiexit_nb.analysis.statistics.Table.rows': ( 'statistics.html#table.rows',
                                                                                                    'multiexit_nb/analysis/statistics.py'),
+                                                  'multiexit_nb.analysis.statistics._best_cells': ( 'statistics.html#_best_cells',
+                                                                                                    'multiexit_nb/analysis/statistics.py'),
                                                   'multiexit_nb.analysis.statistics._cell_markdown': ( 'statistics.html#_cell_markdown',
                                                                                                        'multiexit_nb/analysis/statistics.py'),
                                                   'multiexit_nb.analysis.statistics._difference': ( 'statistics.html#_difference',
