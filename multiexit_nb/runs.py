@@ -15,16 +15,19 @@ from fastcore.basics import patch
 from torch import Tensor
 
 from . import files
+from .checkpoints import snapshot_epochs, snapshot_name
 from .core import InputError, check_value, project_root, settings, unknown
 from .data import Splits, load_dataset
-from .files import Claim, damaged, json_text, read_table, read_tensors, write_file, write_json
-from .history import read_history, tidy_table
+from .files import Claim, damaged, json_text, read_tensors, write_file, write_json
+from .history import read_events, read_history, tidy_table, with_event
 from .methods import CHANGES, as_meant, create_method
 from .models import create_model, options_as_meant
 from .outputs import Outputs, from_tensors, to_tensors
 from .plugins import check_plugins
+from .policies import Policy, as_policy
+from .predict import Predictor, about_images, sparing
 from .processes import of_first, rank_and_size
-from .published_tables import published, published_for  # noqa: F401
+from .published_tables import published  # noqa: F401
 from .record import RECORD, SELECTIONS, check_id, new_id, provenance, read_about, read_result
 from .record import this_notebook
 from .trackers import Tracker
@@ -188,6 +191,7 @@ def log(self: Run, training: Training):
         self._take()
     rows = tidy_table(training.records)
     self.write("history.csv", lambda tmp: rows.to_csv(tmp, index=False))
+    self.keep_snapshot(training)
     if "decided" not in self.about:
         self.about.update(decided=dict(vars(training.decided)), epochs=training.total)
         self._write_json("params.json", self.about)
@@ -195,25 +199,16 @@ def log(self: Run, training: Training):
         self.tracker.log(training.records)
 
 # %% ../nbs/43_runs.ipynb #events
-_EVENT = dict(epoch="float64", name="str", old=None, value=None)
-
 @patch(as_prop=True)
 def events(self: Run):
     "What was changed during training, as a DataFrame: epoch (with its fraction), name, old, value."
-    return read_table(self.path/"events.csv", _EVENT)
+    return read_events(self.path/"events.csv")
 
 # %% ../nbs/43_runs.ipynb #event
 @patch
 def event(self: Run, epoch: float, name: str, old, value):
-    "Write down a change; what is moved again at the same place has changed once, or not at all."
-    import pandas as pd
-    before = self.events
-    same = (before["epoch"] == epoch) & (before["name"] == name)
-    old = before.old[same].iloc[0] if same.any() else old
-    rows = before[~same].to_dict("records")
-    if str(old) != str(value):
-        rows.append(dict(epoch=epoch, name=name, old=old, value=value))
-    rows = pd.DataFrame(rows, columns=list(_EVENT))
+    "Write down a change."
+    rows = with_event(self.events, epoch, name, old, value)
     self.write("events.csv", lambda tmp: rows.to_csv(tmp, index=False))
 
 # %% ../nbs/43_runs.ipynb #steered
@@ -304,14 +299,28 @@ def outputs(self: Run, split: str = "test") -> Outputs:
 
 # %% ../nbs/43_runs.ipynb #weights
 @patch
-def weights(self: Run, part: str = "net") -> dict[str, Tensor]:
-    "The selected weights of the network (`net`) or of the method (`method`): a state dict."
-    return self._read_tensors("weights", part)
+def weights(self: Run, part: str = "net", epoch: int = 0) -> dict[str, Tensor]:
+    "The selected weights of the network (`net`) or of the method (`method`), or a snapshot: a state dict."
+    check_value("epoch", epoch, epoch in (0, *self.snapshots), f"one of the kept ones {self.snapshots}, or 0")
+    return self._read_tensors(snapshot_name(epoch) if epoch else "weights", part)
+
+# %% ../nbs/43_runs.ipynb #snapshots
+@patch(as_prop=True)
+def snapshots(self: Run) -> list[int]:
+    "The epochs whose network was kept."
+    return snapshot_epochs(self.path)
+
+@patch
+def keep_snapshot(self: Run, training: Training):
+    "Keep the network of this epoch where the parameters ask for it; what is kept stays as it is."
+    every, epoch = self.parameters.get("snapshots") or 0, training.epoch
+    if every and epoch and epoch % every == 0 and epoch not in self.snapshots:
+        self._write_tensors(snapshot_name(epoch), dict(net=training.net.state_dict()))
 
 # %% ../nbs/43_runs.ipynb #model
 @patch
-def model(self: Run):
-    "The trained network, in evaluation mode."
+def model(self: Run, epoch: int = 0):   # 0: the selected one
+    "The trained network, or that of an epoch that was kept, in evaluation mode."
     check_plugins(self.id, self.about.get("plugins", {}), strict=False)
     p, classes = self.parameters, self.about["num_classes"]
     net = create_model(p["model"], classes, self.about["image_size"], p["exits"], **p.get("model_args", {}))
@@ -321,7 +330,7 @@ def model(self: Run):
                                feature_dims=net.feature_dims, preset=p.get("preset", "default"), **given)
         method.prepare(net)
     try:
-        net.load_state_dict(self.weights())
+        net.load_state_dict(self.weights(epoch=epoch))
     except RuntimeError as e:
         raise damaged(self.path/"weights.safetensors", str(e).splitlines()[-1]) from None
     return net.eval()
@@ -339,6 +348,23 @@ def data(self: Run) -> Splits:
     "The data that the run was trained and tested on."
     check_plugins(self.id, self.about.get("plugins", {}), strict=False)
     return data_of(self.parameters)
+
+# %% ../nbs/43_runs.ipynb #predict
+@patch
+def predictor(self: Run, policy: Policy | None = None) -> Predictor:   # None: as early as costs no accuracy
+    "The trained network with what it takes to ask it about a picture."
+    net = self.model()
+    if policy is None:
+        try:
+            policy = sparing(self.outputs("val"), net.cost(earlier_heads=True))
+        except InputError:        # there were no validation images
+            policy = as_policy(float("inf"), net.num_exits)
+    return Predictor(net, policy, **(self.about.get("images") or about_images(self.data())))
+
+@patch
+def predict(self: Run, images, policy: Policy | None = None):
+    "The `Answer` to an image (file, PIL image, array, tensor), or a list of them to several."
+    return self.predictor(policy)(images)
 
 # %% ../nbs/43_runs.ipynb #finish
 @patch
@@ -362,20 +388,6 @@ def note(self: Run) -> str:
     r = self.result
     epochs = f"epoch {r['selected_epoch']} of {r['last_epoch']}"
     return f"Weights of {epochs}, selected by {SELECTIONS[r['select']]}. {r['seconds']:.0f} s of training."
-
-# %% ../nbs/43_runs.ipynb #table
-@patch
-def table(self: Run, cost: list[int]   # multiply-adds of each exit
-         ):
-    "The final table as a DataFrame, one row per exit; accuracies in per cent."
-    import pandas as pd
-    test, last, p = self.result["test"], self.result["test_last"], self.parameters
-    columns = {"multiply-adds (M)": [c/1e6 for c in cost], "top-1": test["top1"], "top-5": test["top5"],
-               "ensemble 1…m": test["anytime"], "top-1, last epoch": last["top1"]}
-    t = pd.DataFrame(columns, index=pd.RangeIndex(1, len(cost) + 1, name="exit"))
-    few = p.get("images_per_class") or None
-    beside = published_for(p["dataset"], p["model"], p["method"], len(cost), few)
-    return t.join(beside.add_prefix("published: ")).round(2) if len(beside) else t.round(2)
 
 # %% ../nbs/43_runs.ipynb #keep
 @patch

@@ -68,7 +68,7 @@ def serve(folder, home, **env):
                          stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     address = f"http://127.0.0.1:{port}"
     try:
-        until(lambda: answers(f"{address}/api?token=t"))
+        until(lambda: answers(f"{address}/api?token=t"), 300)
         yield address
     finally:
         os.killpg(p.pid, signal.SIGKILL)

@@ -135,6 +135,20 @@ def test_the_slider_moves_through_the_epochs(runs):
     )
 
 
+def test_a_second_run_stands_beside_the_first_at_the_same_epoch(runs):
+    lab = fine(weights_lab.WeightsLab(runs[0]))
+    offered = {r for _, r in lab.beside.options if r}
+    assert {runs[0], runs[1], runs[6]} <= offered and runs[2] not in offered  # two exits are not four
+    lab.beside.value = runs[1]
+    lab.slider.value = 7
+    view, second = fine(lab).matrix.figure, weights.teacher_weights(runs[1].history)
+    assert np.allclose(view.data[1].z, weights.weights_at(second, 7))
+    assert view.data[0].zmax == view.data[1].zmax
+    assert "epochs=12" in view.layout.annotations[1].text and lab.second_lines.figure.layout.shapes[0].x0 == 7
+    lab.beside.value = ""
+    assert len(fine(lab).matrix.figure.data) == 1 and not lab.second_lines.children
+
+
 def test_gaps_are_smoothed_and_tabled(runs):
     lab = fine(weights_lab.WeightsLab(runs[0]))
     gaps, shown = (

@@ -10,41 +10,18 @@ import numpy as np
 import pytest
 import torch
 from lab_page import keep_all, kept, until
+from tiny import TINY
 
 from multiexit_nb import confusion_lab, rdm_lab, widgets
 from multiexit_nb.analysis import agreement, rdm
 from multiexit_nb.core import MultiExitOutput
 from multiexit_nb.figures import exit_colours
 
-QUICK = dict(
-    dataset="digits",
-    model="tiny",
-    exits="sepconv",
-    method="mate",
-    epochs=1,
-    batch_size=128,
-    lr=0.05,
-    precision="fp32",
-    channels_last="false",
-    images_per_class=40,
-)
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    "Two finished runs in a folder of their own."
-    folder = tmp_path_factory.mktemp("runs")
-    with pytest.MonkeyPatch.context() as m:
-        m.setenv("MULTIEXIT_RUNS", str(folder))
-        m.setenv("MULTIEXIT_DEVICE", "cpu")
-        widgets.demo_run(**QUICK)
-        widgets.demo_run(**{**QUICK, "method": "branchynet", "seed": 1})
-    return folder
-
 
 @pytest.fixture
-def runs(finished, monkeypatch):
-    monkeypatch.setenv("MULTIEXIT_RUNS", str(finished))
+def runs(tiny_run):
+    "Two finished runs."
+    return [tiny_run(method=method, lr=0.05) for method in ("mate", "branchynet")]
 
 
 def settled(lab, says=""):
@@ -69,7 +46,7 @@ def small(runs, monkeypatch):
 @pytest.mark.parametrize("kind", [rdm_lab.RdmLab, confusion_lab.ConfusionLab])
 def test_a_lab_opens_with_a_run_made_on_the_spot(kind, monkeypatch):
     for k in ("epochs", "images_per_class"):
-        monkeypatch.setitem(widgets._DEMO, k, QUICK[k])
+        monkeypatch.setitem(widgets._DEMO, k, TINY[k])
     lab = kind()
     assert [r.parameters["dataset"] for r in widgets.finished_runs()] == ["digits"]
     assert "application/vnd.jupyter.widget-view+json" in lab._repr_mimebundle_()
@@ -188,11 +165,33 @@ def test_all_combinations_of_the_rdm_lab(small):
     assert check_combinations(small, ["after", "by", "order", "measure"]) == 56
 
 
+def test_the_epoch_slider_asks_the_networks_that_were_kept(tiny_run):
+    "It is there where all chosen runs kept some; what is drawn is what the network of that epoch says."
+    kept, plain = tiny_run(snapshots=1, epochs=3), tiny_run()
+    lab = settled(rdm_lab.RdmLab(kept))
+    lab.per_class.value = 2
+    assert [e for _, e in lab.epoch.options] == [1, 2, 3, 0] and lab.epoch.value == 0
+    assert not lab.epoch.layout.display
+    drawn = {}
+    for epoch in (1, 3, 0):
+        lab.epoch.value = epoch
+        shown = settled(lab).shown
+        out = rdm.representations(kept, lab.drawn.rows, epoch=epoch)
+        labels = lab.tested[kept.id].labels[list(lab.drawn.rows)]
+        expected = rdm.rdm(rdm.patterns(out, 4), labels)
+        drawn[epoch] = shown["exit 4, before"].to_numpy()
+        assert np.allclose(drawn[epoch], expected)
+    assert not np.allclose(drawn[1], drawn[3])
+    assert "epoch" not in lab.pictures.layout.title.text
+    lab.second.value = plain
+    assert settled(lab).epoch.layout.display == "none" and lab.epoch.value == 0
+
+
 def test_moving_on_while_it_computes_and_cancelling(runs, monkeypatch):
     lab = settled(rdm_lab.RdmLab())
     slow = []
 
-    def representations(run, rows, split, tell, original=rdm.representations):
+    def representations(run, rows, split, tell, epoch, original=rdm.representations):
         for i in range(200):
             tell(i, 200)
             slow.append(i)
@@ -227,9 +226,9 @@ def test_runs_tested_on_other_images_are_not_compared(small, monkeypatch):
     assert small.second.value == "" and small.exits[1].disabled
 
 
-def test_figures_and_tables_are_kept(small, finished):
+def test_figures_and_tables_are_kept(small, runs):
     assert all("written" in said for view in keep_all(small).values() for said in view)
-    assert kept(finished) == {"rdm.html", "rdm.csv"}
+    assert kept(runs[0].path.parent) == {"rdm.html", "rdm.csv"}
 
 
 # ---------------------------------------------------------------- confusion
@@ -351,7 +350,7 @@ def test_rdms_of_a_thousand_classes_send_little(runs, sent, monkeypatch):
     t.labels, t.names = labels.numpy(), [f"class {k}" for k in range(1000)]
     centres, t.num_exits = rng.normal(size=(1000, 64)), 2
 
-    def representations(run, rows, split, tell):
+    def representations(run, rows, split, tell, epoch):
         x = torch.from_numpy(centres[labels[list(rows)]] + rng.normal(size=(len(rows), 64)))
         return MultiExitOutput(torch.randn(2, len(rows), 1000), (x,) * 2)
 

@@ -112,12 +112,13 @@ def colour_scale(colour: str) -> list:
 def plot_confusion(table,                   # of `confusion` or `grouped`
                    title: str = "Class confusion",
                    colour: str = "rgb(67,97,238)",   # the exit's
-                   mistakes_only: bool = False, size: int = 560):
+                   mistakes_only: bool = False, size: int = 560,
+                   most: float = 0):                 # what has the full colour; 0: the largest
     "A confusion matrix as a heat map; hovering names the cell."
     v, n = table.values.astype(float), len(table)
     shares = v.max() <= 1 + 1e-9 and bool((v % 1).any())
     v = np.where((v == 0) | mistakes_only & np.eye(n, dtype=bool), np.nan, v)   # an empty cell has no colour
-    top = float(np.nanmax(v)) if np.isfinite(v).any() else 1.
+    top = most or (float(np.nanmax(v)) if np.isfinite(v).any() else 1.)
     fig = figure(title, "the exit answers", "it is", width=size + 90, height=size + 40)
     unit = "%{z:.1%} of the row" if shares else "%{z} images"
     fig.add_heatmap(z=[[None if np.isnan(x) else round(x, 4) for x in row] for row in v.tolist()],
