@@ -107,7 +107,7 @@ def settings_of(run: Run) -> dict:
 # %% ../nbs/49_arms.ipynb #method-name
 REPLICATE = ("seed", "split_seed")                   # what runs of one arm may differ in
 _TECHNICAL = {*REPLICATE, "run_id", "resume", "device", "precision", "channels_last", "compile", "recipe",
-              "tracker", "tracker_args", "plugins"}
+              "tracker", "tracker_args", "snapshots", "plugins"}
 
 def method_name(p: dict) -> str:
     "A method with its preset and hyperparameters, as a table's heading."
