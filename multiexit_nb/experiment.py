@@ -22,12 +22,14 @@ from .checkpoints import load_checkpoint
 from .core import InputError, brief, check_value, pick_device, seed_everything, settings, unknown
 from .data import Splits, dataset_info
 from .datasets import has_unlabelled
+from .doubts import steps_doubt
 from .history import last_matrix
 from .methods import Task, create_method, learned_arguments, preset_recipe
 from .models import create_model
 from .parameters import Param, Parameter, parameters_of, read_parameters  # noqa: F401
 from .recipe import Recipe
 from .plugins import check_plugins, load_plugins
+from .predict import about_images
 from .runs import Run, check_id, data_of
 from .trackers import check_tracker
 from .training import Training, check_data, join, train
@@ -38,7 +40,7 @@ class Setup:
     "What is trained on what."
     dataset: Annotated[str, Param("digits, cifar10, cifar100, …, imagefolder:<path>, parquet:<path>"
                                   )] = "digits"
-    images_per_class: Annotated[int, Param("labelled images per class (validation too), the rest "
+    images_per_class: Annotated[int, Param("labelled images per class (validation too), others "
                                            "unlabelled; 0: as usual", 0, 1_000_000)] = 0
     image_size: Annotated[int, Param("pixels; 0: as the data set has them", 0, 4096)] = 0
     model: Annotated[str, Param("a registered network: tiny, resnet18, resnet20, vgg16, …")] = "tiny"
@@ -51,8 +53,8 @@ class Setup:
     method_args: Annotated[dict, Param("hyperparameters, e.g. -y '{method_args: {alpha: 1.5}}'"
                                        )] = field(default_factory=dict)
     recipe: Annotated[str, Param("a paper's schedule (mate, eed, …) for what is left at its default")] = ""
-    plugins: Annotated[str, Param("Python files with methods, networks or data sets of one's own, "
-                                  "with commas between")] = ""
+    plugins: Annotated[str, Param("Python files of one's own: methods, networks, data sets; "
+                                  "commas between")] = ""
     split_seed: Annotated[int, Param("of the validation split", 0, 2**63 - 1)] = 0
 
 # %% ../nbs/44_experiment.ipynb #place
@@ -282,7 +284,7 @@ def prepare(parameters: dict, explicit: set = frozenset(),   # parameters by nam
 def make_run(self: Experiment, data: Splits):
     "Give a new run its folder."
     about = dict(device=str(self.device), num_classes=data.num_classes, image_size=data.image_size,
-                 plugins=load_plugins())
+                 images=about_images(data), plugins=load_plugins())
     teacher = teacher_run(self.parameters, data.num_classes, data.image_size)
     if teacher:
         about["teacher"] = teacher.id
@@ -318,9 +320,14 @@ def epochs(self: Experiment, training: Training) -> Iterator[dict]:
 
 # %% ../nbs/44_experiment.ipynb #complete
 @patch
-def complete(self: Experiment, bar: bool = True) -> Run:
+def doubt(self: Experiment, data: Splits) -> str:
+    "A sentence where this training cannot learn much; else nothing."
+    return steps_doubt(len(data.train), self.recipe.batch_size, self.recipe.epochs)
+
+@patch
+def complete(self: Experiment, bar: bool = True, data: Splits | None = None) -> Run:   # data: loaded before
     "Load, start, train and finish: the run."
-    training = self.start(self.load(), bar)
+    training = self.start(data or self.load(), bar)
     for _ in self.epochs(training):
         pass
     self.run.finish(training)

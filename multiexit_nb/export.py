@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['EXPORTED_CRITERIA', 'need', 'softmax', 'confidence', 'numbers', 'exit_rule', 'Segment', 'segments', 'leaves',
-           'run_chain', 'on_arrays', 'onnx_function', 'normalise', 'load_chain', 'runner_source', 'new_folder',
-           'to_program', 'first_line', 'to_onnx', 'pieces', 'check_same', 'export_net', 'chosen', 'write_json',
-           'write_pieces', 'versions', 'load_exported', 'engines', 'latency']
+           'run_chain', 'on_arrays', 'onnx_function', 'read_images', 'normalise', 'load_chain', 'runner_source',
+           'new_folder', 'to_program', 'first_line', 'to_onnx', 'pieces', 'check_same', 'export_net', 'chosen',
+           'write_json', 'write_pieces', 'versions', 'load_exported', 'engines', 'latency']
 
 # %% ../nbs/52_export.ipynb #c02
 import copy, importlib, inspect, json, math, os, shutil, tempfile, timeit
@@ -73,7 +73,8 @@ def exit_rule(num_exits: int, num_classes: int, *,
               criterion=None,             # one of EXPORTED_CRITERIA; None: the policy's, or "max"
               temperature=None,           # M numbers > 0; None: the policy's, or 1
               classes=None,               # K names
-              mean=None, std=None         # per channel, of pixels in 0…1
+              mean=None, std=None,        # per channel, of pixels in 0…1
+              side=None                   # what an image's shorter side becomes before the centre is cut
              ) -> dict:
     "All that a prediction depends on besides the network, as plain values."
     M, K = num_exits, num_classes
@@ -90,7 +91,8 @@ def exit_rule(num_exits: int, num_classes: int, *,
     temperature = numbers("temperature", [1]*M if temperature is None else temperature, M,
                           f"{M} numbers > 0", lambda t: 0 < t < math.inf)
     return dict(thresholds=_thresholds(thresholds, M), criterion=criterion, temperature=temperature,
-                classes=classes, mean=numbers("mean", [0]*3 if mean is None else mean, 3, "3 numbers"),
+                classes=classes, side=side,
+                mean=numbers("mean", [0]*3 if mean is None else mean, 3, "3 numbers"),
                 std=numbers("std", [1]*3 if std is None else std, 3, "3 numbers > 0", lambda v: v > 0))
 
 # %% ../nbs/52_export.ipynb #rule-thresholds
@@ -184,6 +186,20 @@ def onnx_function(file, threads=0, providers=("CPUExecutionProvider",)):   # thr
     names = [i.name for i in session.get_inputs()]
     return lambda *arrays: session.run(None, dict(zip(names, arrays)))
 
+# %% ../nbs/52_export.ipynb #read-images
+def read_images(file, manifest):
+    "(N, S, S, 3) uint8 from a .npy, or from an image file: its shorter side resized, its centre cut out."
+    if str(file).endswith(".npy"):
+        return np.load(file)
+    from PIL import Image
+    size, image = manifest["image_size"], Image.open(file).convert("RGB")
+    side, shorter = manifest.get("side") or size, min(image.size)
+    if shorter != side:
+        scaled = [max(side, round(n*side/shorter)) for n in image.size]
+        image = image.resize(scaled, Image.Resampling.BILINEAR)
+    left, top = (image.width - size)//2, (image.height - size)//2
+    return np.asarray(image.crop((left, top, left + size, top + size)))[None]
+
 # %% ../nbs/52_export.ipynb #normalise
 def normalise(images,     # (B, S, S, 3) uint8
               manifest):  # mean, std
@@ -204,9 +220,9 @@ def load_chain(folder, threads=0, providers=("CPUExecutionProvider",)):   # thre
 # %% ../nbs/52_export.ipynb #runner-head
 _HEAD = '''"""Runs the exported network in this folder: an image leaves at the first exit that is sure enough.
 
-Needs numpy and onnxruntime.
+Needs numpy and onnxruntime; Pillow for image files.
 
-    python run.py images.npy       # uint8 (N, S, S, 3); prints image, exit, class and probability
+    python run.py cat.png dog.jpg   # or images.npy, uint8 (N, S, S, 3): image, exit, class, probability
 
 or, from Python:
 
@@ -214,8 +230,8 @@ or, from Python:
     predict = run.load_chain(".")
     logits, exits = predict(run.normalise(images, predict.keywords["manifest"]))
 """
+import argparse
 import json
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -226,21 +242,26 @@ import numpy as np
 # %% ../nbs/52_export.ipynb #runner-tail
 _TAIL = '''
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("usage: python run.py images.npy")
+    parser = argparse.ArgumentParser(description="The answer to each image, and its exit, as csv.")
+    parser.add_argument("images", nargs="+", help="image files (needs Pillow), or .npy of uint8 (N, S, S, 3)")
+    files = parser.parse_args().images
     predict = load_chain(Path(__file__).parent)
     manifest = predict.keywords["manifest"]
-    logits, exits = predict(normalise(np.load(sys.argv[1]), manifest))
-    p = softmax(logits/np.asarray(manifest["temperature"], np.float32)[exits - 1, None])
+    temperature = np.asarray(manifest["temperature"], np.float32)
     print("image,exit,class,probability")
-    for i, (m, k) in enumerate(zip(exits, p.argmax(-1))):
-        print(f"{i},{m},{manifest['classes'][k]},{p[i, k]:.4f}")
+    for file in files:
+        logits, exits = predict(normalise(read_images(file, manifest), manifest))
+        p = softmax(logits/temperature[exits - 1, None])
+        for i, (m, k) in enumerate(zip(exits, p.argmax(-1))):
+            name = f"{file}:{i}" if len(exits) > 1 else file
+            print(f"{name},{m},{manifest['classes'][k]},{p[i, k]:.4f}")
 '''
 
 # %% ../nbs/52_export.ipynb #runner-source
 def runner_source() -> str:
     "The text of run.py."
-    parts = (softmax, confidence, leaves, run_chain, onnx_function, normalise, load_chain)
+    parts = (softmax, confidence, leaves, run_chain, onnx_function, read_images,
+             normalise, load_chain)
     return _HEAD + "\n" + "\n\n".join(inspect.getsource(f) for f in parts) + "\n" + _TAIL
 
 # %% ../nbs/52_export.ipynb #may-be

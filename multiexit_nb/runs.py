@@ -18,14 +18,16 @@ from . import files
 from .checkpoints import snapshot_epochs, snapshot_name
 from .core import InputError, check_value, project_root, settings, unknown
 from .data import Splits, load_dataset
-from .files import Claim, damaged, json_text, read_table, read_tensors, write_file, write_json
-from .history import EVENT, read_history, tidy_table, with_event
+from .files import Claim, damaged, json_text, read_tensors, write_file, write_json
+from .history import read_events, read_history, tidy_table, with_event
 from .methods import CHANGES, as_meant, create_method
 from .models import create_model, options_as_meant
 from .outputs import Outputs, from_tensors, to_tensors
 from .plugins import check_plugins
+from .policies import Policy, as_policy
+from .predict import Predictor, about_images, sparing
 from .processes import of_first, rank_and_size
-from .published_tables import published, published_for  # noqa: F401
+from .published_tables import published  # noqa: F401
 from .record import RECORD, SELECTIONS, check_id, new_id, provenance, read_about, read_result
 from .record import this_notebook
 from .trackers import Tracker
@@ -200,7 +202,7 @@ def log(self: Run, training: Training):
 @patch(as_prop=True)
 def events(self: Run):
     "What was changed during training, as a DataFrame: epoch (with its fraction), name, old, value."
-    return read_table(self.path/"events.csv", EVENT)
+    return read_events(self.path/"events.csv")
 
 # %% ../nbs/43_runs.ipynb #event
 @patch
@@ -347,6 +349,23 @@ def data(self: Run) -> Splits:
     check_plugins(self.id, self.about.get("plugins", {}), strict=False)
     return data_of(self.parameters)
 
+# %% ../nbs/43_runs.ipynb #predict
+@patch
+def predictor(self: Run, policy: Policy | None = None) -> Predictor:   # None: as early as costs no accuracy
+    "The trained network with what it takes to ask it about a picture."
+    net = self.model()
+    if policy is None:
+        try:
+            policy = sparing(self.outputs("val"), net.cost(earlier_heads=True))
+        except InputError:        # there were no validation images
+            policy = as_policy(float("inf"), net.num_exits)
+    return Predictor(net, policy, **(self.about.get("images") or about_images(self.data())))
+
+@patch
+def predict(self: Run, images, policy: Policy | None = None):
+    "The `Answer` to an image (file, PIL image, array, tensor), or a list of them to several."
+    return self.predictor(policy)(images)
+
 # %% ../nbs/43_runs.ipynb #finish
 @patch
 def finish(self: Run, training: Training) -> dict:
@@ -369,20 +388,6 @@ def note(self: Run) -> str:
     r = self.result
     epochs = f"epoch {r['selected_epoch']} of {r['last_epoch']}"
     return f"Weights of {epochs}, selected by {SELECTIONS[r['select']]}. {r['seconds']:.0f} s of training."
-
-# %% ../nbs/43_runs.ipynb #table
-@patch
-def table(self: Run, cost: list[int]   # multiply-adds of each exit
-         ):
-    "The final table as a DataFrame, one row per exit; accuracies in per cent."
-    import pandas as pd
-    test, last, p = self.result["test"], self.result["test_last"], self.parameters
-    columns = {"multiply-adds (M)": [c/1e6 for c in cost], "top-1": test["top1"], "top-5": test["top5"],
-               "ensemble 1…m": test["anytime"], "top-1, last epoch": last["top1"]}
-    t = pd.DataFrame(columns, index=pd.RangeIndex(1, len(cost) + 1, name="exit"))
-    few = p.get("images_per_class") or None
-    beside = published_for(p["dataset"], p["model"], p["method"], len(cost), few)
-    return t.join(beside.add_prefix("published: ")).round(2) if len(beside) else t.round(2)
 
 # %% ../nbs/43_runs.ipynb #keep
 @patch
