@@ -178,7 +178,8 @@ def load_dataset(name: str,                       # digits, cifar100, imagefolde
     mean, std = channel_statistics(parts[0].source, parts[0].rows)
     for s in parts:
         s.mean, s.std = mean, std
-    return Splits(str(name), *parts, len(raw.class_names), parts[0].source.image_size, list(raw.class_names))
+    names, size = list(raw.class_names), parts[0].source.image_size
+    return Splits(str(name), *parts, len(names), size, names, getattr(source, "side", None))
 
 # %% ../nbs/14_data.ipynb #plot-samples
 def plot_samples(split: Split, class_names: list[str], rows: int = 3, cols: int = 10, epoch: int | None = 0):

@@ -153,7 +153,8 @@ def read_json(path: Path) -> dict:
 
 # %% ../nbs/06_files.ipynb #read-table
 def read_table(path: Path,
-               columns: dict              # name -> type, as pandas calls it; None: whatever it is
+               columns: dict,             # name -> type, as pandas calls it; None: whatever it is
+               more: dict | None = None   # columns that a table may have after them
               ):
     "A CSV file with these columns as a DataFrame, empty if it is not there. Raises InputError if it is not."
     import io
@@ -162,11 +163,11 @@ def read_table(path: Path,
     if not exists(path):
         return pd.DataFrame({name: pd.Series(dtype=kind or "object") for name, kind in columns.items()})
     try:
-        kinds = {name: kind for name, kind in columns.items() if kind}
+        kinds = {name: kind for name, kind in (columns | (more or {})).items() if kind}
         table = pd.read_csv(io.BytesIO(_text(path)), dtype=kinds)
     except (ValueError, OverflowError, pd.errors.ParserError) as e:
         raise e if isinstance(e, InputError) else damaged(path, e) from None
-    if list(table.columns) != list(columns):
+    if list(table.columns) not in (list(columns), [*columns, *(more or {})]):
         raise damaged(path, f"its columns are not {', '.join(columns)}")
     return table
 

@@ -6,9 +6,7 @@
 __all__ = ['FinishedNet', 'hub_class']
 
 # %% ../nbs/76_finished.ipynb #c02
-import inspect
-import json
-import os
+import inspect, json, os
 from functools import cache
 from pathlib import Path
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from fastcore.basics import patch
 
 from .core import InputError, brief, check_value
+from .methods import run_arguments
 from .parameters import read_yaml
 from .runs import Run
 
@@ -32,10 +33,12 @@ def read_grid(source,              # a YAML file, or a dict
     for k, v in varied.items():
         if not isinstance(v, list) or not v:
             raise InputError(f"grid: {k}={brief(v)}: expected a list of values")
-    for given in (p.get("method_args") for p in (common, base, *lines)):
+    for p in (common, base, *lines):
+        given = p.get("method_args")
         check_value("method_args", given, given is None or _is_map(given), "a map of hyperparameters")
     return dict(base=common | base, runs=lines, grid=varied)
 
+# %% ../nbs/45_grid.ipynb #read-file
 def _is_map(x) -> bool:
     return isinstance(x, dict) and all(isinstance(k, str) for k in x)
 
@@ -54,8 +57,9 @@ class Cell:
     parameters: dict
     id: str
     name: str = ""               # of its line in `runs`
-    after: tuple = ()            # ids of teachers that this sweep trains
+    after: tuple = ()            # ids of those it learns from, as far as this sweep trains them
 
+# %% ../nbs/45_grid.ipynb #cell-id
 def cell_id(p: dict) -> str:
     "The folder's name."
     digest = hashlib.sha256(json.dumps(_text_keys(p), sort_keys=True, default=str).encode()).hexdigest()[:10]
@@ -77,28 +81,32 @@ def cells(grid: dict) -> list[Cell]:
         for line in _teachers_first(grid):
             own = {k: v for k, v in line.items() if k != "name"}
             p = grid["base"] | own | dict(zip(grid["grid"], values, strict=True)) | own
-            after = named.get(_teacher(grid, line))
-            if after:
-                p["method_args"] = p["method_args"] | {"teacher": after}
-            cell = Cell(p, cell_id(p), line.get("name", ""), (after,) if after else ())
+            learned = {k: named[n] for k, n in _learns_from(grid, line).items() if n in named}
+            if learned:
+                p["method_args"] = p["method_args"] | learned
+            cell = Cell(p, cell_id(p), line.get("name", ""), tuple(learned.values()))
             if cell.name:
                 named[cell.name] = cell.id
             found.setdefault(cell.id, cell)
     return list(found.values())
 
+# %% ../nbs/45_grid.ipynb #teachers-first
 def _teachers_first(grid: dict):
-    "The lines of a grid, each after the one it learns from."
+    "The lines of a grid, each after those it learns from."
     lines = list(grid["runs"])
     while lines:
         waiting = {line.get("name") for line in lines}
-        line = next((line for line in lines if _teacher(grid, line) not in waiting), None)
+        line = next((line for line in lines if waiting.isdisjoint(_learns_from(grid, line).values())), None)
         if line is None:
             raise InputError("runs: teachers that wait for each other")
         lines.remove(line)
         yield line
 
-def _teacher(grid: dict, line: dict):
-    return (line.get("method_args") or grid["base"].get("method_args") or {}).get("teacher", 0)
+def _learns_from(grid: dict, line: dict) -> dict[str, str]:
+    "The names that a line gives where a run may be named: hyperparameter → name."
+    p = grid["base"] | line
+    args = p.get("method_args") or {}
+    return {k: args[k] for k in run_arguments(p.get("method", "")) if isinstance(args.get(k), str)}
 
 # %% ../nbs/45_grid.ipynb #desk
 STATES = ("finished", "running", "interrupted", "waiting", "blocked", "failed")
@@ -135,6 +143,7 @@ def error(self: RunsFolder, cell: Cell) -> str:
     except OSError:
         return ""
 
+# %% ../nbs/45_grid.ipynb #busy
 @patch
 def busy(self: RunsFolder, cell: Cell) -> bool:
     "Does a sweep work on this cell?"
@@ -147,6 +156,7 @@ def busy(self: RunsFolder, cell: Cell) -> bool:
     except Timeout:
         return True
 
+# %% ../nbs/45_grid.ipynb #state-of
 @patch
 def state(self: RunsFolder, cell: Cell, mine=()) -> str:   # mine: cells that are known to be worked on
     "finished, running, interrupted, failed or waiting."

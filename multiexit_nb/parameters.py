@@ -28,6 +28,7 @@ class Param:
     low: float | None = None
     high: float | None = None
     open: Literal["", "low", "high", "both"] = ""   # the ends that are left out of the range
+    learned: str = ""     # what a finished run logged, if that run's id may stand for the value
 
     @property
     def range_text(self) -> str:

@@ -63,6 +63,7 @@ def preset(cls: Recipe, name: str, **changes) -> Recipe:
             raise unknown("entry of the recipe:", n, fields)
     return cls(**{**known[name], **changes})
 
+# %% ../nbs/34_recipe.ipynb #list-recipes
 def list_recipes() -> list[str]:
     "Names of the papers' recipes."
     return sorted(["default", *method_recipes()])

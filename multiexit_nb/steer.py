@@ -83,17 +83,21 @@ class Session:
         self.rng = rng_state()
         self.run.log(self.training)
 
-    @property
-    def epoch(self) -> int:
-        return self.training.epoch
+# %% ../nbs/46_steer.ipynb #standing
+@patch(as_prop=True)
+def epoch(self: Session) -> int:
+    "Epochs done."
+    return self.training.epoch
 
-    @property
-    def alive(self) -> bool:
-        return self.thread is not None and self.thread.is_alive()
+@patch(as_prop=True)
+def alive(self: Session) -> bool:
+    "Is there a thread that trains, or is held?"
+    return self.thread is not None and self.thread.is_alive()
 
-    @property
-    def over(self) -> bool:
-        return self.state in ("finished", "failed", "left")
+@patch(as_prop=True)
+def over(self: Session) -> bool:
+    "Is there nothing more to come?"
+    return self.state in ("finished", "failed", "left")
 
 # %% ../nbs/46_steer.ipynb #position
 @patch(as_prop=True)
@@ -172,6 +176,7 @@ def in_turn(session: Session):
     finally:
         session.turn.release()
 
+# %% ../nbs/46_steer.ipynb #is-next
 @patch
 def is_next(self: Session) -> bool:
     "No branch that is going is further behind."
@@ -192,6 +197,7 @@ def tick(self: Session, images: int):
     if self.stopping.is_set():
         raise Stopped
 
+# %% ../nbs/46_steer.ipynb #hold
 @patch
 def hold(self: Session):
     "Wait within an epoch, and go on with the same random numbers."
@@ -214,6 +220,7 @@ def wait(self: Session):
         self.apply()
     self.apply()
 
+# %% ../nbs/46_steer.ipynb #change
 @patch
 def change(self: Session, state: str):
     "Be in another state, and tell."
@@ -251,16 +258,22 @@ def train_epoch(self: Session):
         record = next(self.training)
         self.rng = rng_state()
     if self.held:
-        took = record["seconds"] - self.held
-        record["images_per_second"] *= record["seconds"]/max(1e-9, took)
-        record["seconds"] = took
-        self.training.save()
+        self._without_holding(record)
     self.images = 0
     self.run.log(self.training)
     if self.one:
         self.going.clear()
         self.one, self.state = False, "paused"
     self.tell(self)
+
+# %% ../nbs/46_steer.ipynb #without-holding
+@patch
+def _without_holding(self: Session, record: dict):
+    "Take the time that it was held out of an epoch's record, and write the checkpoint anew."
+    took = record["seconds"] - self.held
+    record["images_per_second"] *= record["seconds"]/max(1e-9, took)
+    record["seconds"] = took
+    self.training.save()
 
 # %% ../nbs/46_steer.ipynb #work
 @patch
@@ -280,6 +293,7 @@ def work(self: Session):
         self.error = str(e).splitlines()[0] if str(e) else type(e).__name__
         self.change("failed")
 
+# %% ../nbs/46_steer.ipynb #finish
 @patch
 def finish(self: Session):
     "Score the test set; note where a person ended it before its last epoch."
@@ -302,6 +316,7 @@ def go(self: Session, one: bool = False) -> Session:
         self.thread.start()
     return self
 
+# %% ../nbs/46_steer.ipynb #step
 @patch
 def step(self: Session) -> Session:
     "One epoch (or the rest of the present one), then pause."
@@ -316,6 +331,7 @@ def pause(self: Session) -> Session:
     self.going.clear()
     return self
 
+# %% ../nbs/46_steer.ipynb #stop
 @patch
 def stop(self: Session) -> Session:
     "End here: what is left of the epoch is dropped, the test set is scored, and the run is finished."
@@ -324,6 +340,7 @@ def stop(self: Session) -> Session:
     self.stopping.set()
     return self
 
+# %% ../nbs/46_steer.ipynb #leave
 @patch
 def leave(self: Session) -> Session:
     "End the thread without finishing the run: it can be continued later."
@@ -369,6 +386,7 @@ def take_over(training, saved: dict):
     set_rng_state(saved["rng"][0])
     training.save()
 
+# %% ../nbs/46_steer.ipynb #take-momentum
 def take_momentum(training, state: dict):
     "The momentum of the network's parameters: they are the first that an optimizer has."
     for i, p in enumerate(training.net.parameters()):

@@ -8,12 +8,13 @@ __all__ = ['arguments', 'parameters_text', 'main', 'Recipe', 'list_recipes', 'tr
 # %% ../nbs/48_trainer.ipynb #c02
 import argparse, sys
 
-from .core import check_value, exit_code
-from .experiment import PARAMETERS, check_parameters, parameter, run_experiment
+from .core import check_value, exit_code, pick_device
+from .doubts import chance_doubt
+from .experiment import PARAMETERS, check_parameters, parameter, prepare
 from .parameters import read_yaml
 from .processes import rank_and_size
 from .recipe import Recipe, list_recipes  # noqa: F401
-from .training import train  # noqa: F401
+from .training import join, train  # noqa: F401
 
 # %% ../nbs/48_trainer.ipynb #reexport
 _all_ = ["Recipe", "list_recipes", "train"]   # what a cell starts from
@@ -34,6 +35,7 @@ def arguments(argv: list[str]) -> tuple[dict, set]:
         given |= check_value("-y", more, isinstance(more, dict), "a map of parameters, as {epochs: 3}")
     return check_parameters(given), set(given)
 
+# %% ../nbs/48_trainer.ipynb #parameters-text
 def parameters_text() -> str:
     "All parameters, for help."
     rows = []
@@ -49,10 +51,23 @@ def main(argv: list[str] | None = None) -> int:
     return exit_code(lambda: _main(given), "`-p resume ID` goes on after the last finished epoch")
 
 def _main(argv: list[str]) -> int:
-    run = run_experiment(*arguments(argv))
-    if rank_and_size()[0] == 0:
+    p, explicit = arguments(argv)
+    join(pick_device(p["device"]))
+    experiment = prepare(p, explicit)
+    data = experiment.load()
+    first = rank_and_size()[0] == 0
+    if first:
+        _tell(experiment.doubt(data))
+    run = experiment.complete(data=data)
+    if first:
+        _tell(chance_doubt(run.result["test"]["top1"], run.outputs().labels))
         print(f"{run.note()} Everything is in {run.where}.")
     return 0
+
+def _tell(doubt: str):
+    "A sentence on stderr, where there is one."
+    if doubt:
+        sys.stderr.write(f"{doubt}\n")
 
 # %% ../nbs/48_trainer.ipynb #c58
 if __name__ == "__main__" and globals().get("__package__"):   # as a program, not as a notebook

@@ -6,10 +6,7 @@
 __all__ = ['Diverged', 'Training', 'join', 'accelerator', 'endless', 'training_batches', 'Watch', 'check_data', 'train']
 
 # %% ../nbs/42_training.ipynb #c02
-import dataclasses
-import math
-import os
-import time
+import dataclasses, math, os, time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,17 +14,8 @@ import torch
 from fastcore.basics import patch
 from torch import Tensor, nn
 
-from multiexit_nb.core import (
-    InputError,
-    MultiExitOutput,
-    OneLine,
-    check_value,
-    pick_device,
-    progress,
-    rng_state,
-    seed_everything,
-    set_rng_state,
-)
+from .core import InputError, MultiExitOutput, OneLine, check_value, pick_device, progress
+from .core import rng_state, seed_everything, set_rng_state
 from .checkpoints import check_identity, identity, load_checkpoint, save_checkpoint
 from .data import Split, Splits, halves
 from .evaluate import Evaluation, evaluate
@@ -63,24 +51,28 @@ class Training:
             if module is not None:
                 module.to(device)
 
-    def __iter__(self):
-        return self
+# %% ../nbs/42_training.ipynb #turn
+@patch
+def __iter__(self: Training):
+    return self
 
-    def __next__(self) -> dict:
-        if self.epoch >= self.total:
-            self.progress.close()
-            raise StopIteration
-        phase = self.place(self.epoch)[0]
-        if phase != self.phase:
-            self.enter(phase)
-        record = self.train_epoch()
-        self.epoch += 1
-        self.records.append(record)
-        self.keep_best(record)
-        self.save()
-        top = record.get("val", record.get("test", record["train"]))["top1"]
-        self.progress.set_postfix_str(f"exit 1: {top[0]:.1f} %, exit {len(top)}: {top[-1]:.1f} %")
-        return record
+@patch
+def __next__(self: Training) -> dict:
+    "Train the next epoch, keep what is to be kept; its record."
+    if self.epoch >= self.total:
+        self.progress.close()
+        raise StopIteration
+    phase = self.place(self.epoch)[0]
+    if phase != self.phase:
+        self.enter(phase)
+    record = self.train_epoch()
+    self.epoch += 1
+    self.records.append(record)
+    self.keep_best(record)
+    self.save()
+    top = record.get("val", record.get("test", record["train"]))["top1"]
+    self.progress.set_postfix_str(f"exit 1: {top[0]:.1f} %, exit {len(top)}: {top[-1]:.1f} %")
+    return record
 
 # %% ../nbs/42_training.ipynb #place
 @patch
@@ -92,6 +84,7 @@ def place(self: Training, epoch: int   # from 0, counted through
             return i, epoch
         epoch -= n
 
+# %% ../nbs/42_training.ipynb #learner
 @patch(as_prop=True)
 def learner(self: Training) -> nn.Module:
     "The network that is run, trained and scored now."
@@ -108,6 +101,7 @@ def enter(self: Training, phase: int, begin: bool = True):
     if self.decided is not None:
         self.set_out(p)
 
+# %% ../nbs/42_training.ipynb #set-out
 @patch
 def set_out(self: Training, p: Phase):
     "The objective and the optimizer of a phase."
@@ -128,12 +122,9 @@ def set_out(self: Training, p: Phase):
 @patch
 def start(self: Training, saved: dict | None) -> Training:
     "Decide what is auto, enter the phase, and take over a checkpoint."
-
     def batch():
-        return next(
-            training_batches(self.data, self.recipe, 1, self.device, "unlabelled" in self.method.needs)
-        )
-
+        unlabelled = "unlabelled" in self.method.needs
+        return next(training_batches(self.data, self.recipe, 1, self.device, unlabelled))
     phase = saved.get("phase", 0) if saved else 0
     self.enter(phase, begin=not saved)
     if saved:
@@ -145,16 +136,11 @@ def start(self: Training, saved: dict | None) -> Training:
     if saved:
         self.restore(saved)
     else:
-        seed_everything((self.recipe.seed + 1_000_003 * rank) % 2**32)
+        seed_everything((self.recipe.seed + 1_000_003*rank) % 2**32)
         self.save()
-    images = self.steps_per_epoch * self.recipe.batch_size
-    self.progress = progress(
-        total=images * self.total,
-        initial=images * self.epoch,
-        desc="training",
-        unit="img",
-        disable=not self.bar or rank > 0,
-    )
+    images = self.steps_per_epoch*self.recipe.batch_size
+    self.progress = progress(total=images*self.total, initial=images*self.epoch, desc="training", unit="img",
+                             disable=not self.bar or rank > 0)
     return self
 
 # %% ../nbs/42_training.ipynb #state
@@ -169,6 +155,7 @@ def state(self: Training) -> dict:
                 optimizer=self.optimizer.optimizer.state_dict(),
                 scaler=scaler.state_dict() if scaler else {}, rng=of_each(rng_state()))
 
+# %% ../nbs/42_training.ipynb #save-state
 @patch
 def save(self: Training):
     "Write the checkpoint, if there is to be one."
@@ -177,6 +164,7 @@ def save(self: Training):
         if self.accelerator.is_main_process:
             save_checkpoint(self.checkpoint, state)
 
+# %% ../nbs/42_training.ipynb #restore
 @patch
 def restore(self: Training, s: dict):
     "Go on where a checkpoint stopped."
@@ -196,26 +184,25 @@ def restore(self: Training, s: dict):
 @patch
 def keep_best(self: Training, record: dict):
     "Remember the weights of the epoch that counts (`select`)."
-    if self.phase < len(self.plan) - 1:  # an earlier phase trains something else
+    if self.phase < len(self.plan) - 1:     # an earlier phase trains something else
         return
     score = record["epoch"]
     if self.recipe.select == "best-test":
         score = record["test"]["top1"][-1]
     elif self.recipe.select == "best-val":
-        score = sum(record["val"]["top1"]) / len(record["val"]["top1"])
+        score = sum(record["val"]["top1"])/len(record["val"]["top1"])
     if score > self.best["score"]:
-        net, method = (
-            {k: v.detach().cpu().clone() for k, v in m.state_dict().items()} for m in (self.net, self.method)
-        )
+        net, method = ({k: v.detach().cpu().clone() for k, v in m.state_dict().items()}
+                       for m in (self.net, self.method))
         self.best = dict(epoch=record["epoch"], score=score, net=net, method=method)
 
+# %% ../nbs/42_training.ipynb #load-best
 @patch
 def load_best(self: Training) -> int:
     "Put the selected epoch's weights into the network and the method; the epoch's number."
     if self.best["net"] is None:
-        raise InputError(
-            "no epoch has been trained yet" + (", of the last phase" if len(self.plan) > 1 else "")
-        )
+        phase = ", of the last phase" if len(self.plan) > 1 else ""
+        raise InputError(f"no epoch has been trained yet{phase}")
     self.net.load_state_dict(self.best["net"])
     self.method.load_state_dict(self.best["method"])
     return self.best["epoch"]
@@ -244,14 +231,13 @@ def join(device: torch.device) -> torch.device:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return device
     from accelerate import PartialState
-
     return PartialState(cpu=device.type == "cpu").device
 
+# %% ../nbs/42_training.ipynb #accelerator
 def accelerator(device: torch.device, precision: str):
     "Accelerate's Accelerator for this device and precision."
     from accelerate import Accelerator, DistributedDataParallelKwargs
     from accelerate.state import AcceleratorState
-
     if not torch.distributed.is_initialized():
         AcceleratorState._reset_state(reset_partial_state=True)
     if device.index is not None and device.type == "cuda":
@@ -265,21 +251,20 @@ def endless(split: Split, size: int, epoch: int, seed: int, **where) -> Iterator
     "Batches of a split over and over, in new orders, for as long as one epoch of another split asks."
     turn = 0
     while True:
-        yield from split.batches(
-            max(1, size), epoch=f"{epoch}.{turn}", seed=seed, drop_last=True, shared=True, **where
-        )
+        drawn = dict(epoch=f"{epoch}.{turn}", seed=seed, drop_last=True, shared=True)
+        yield from split.batches(max(1, size), **drawn, **where)
         turn += 1
 
-def training_batches(
-    data: Splits, recipe: Recipe, epoch: int, device, unlabelled: bool = False
-) -> Iterator[tuple[Tensor, Tensor]]:
+# %% ../nbs/42_training.ipynb #training-batches
+def training_batches(data: Splits, recipe: Recipe, epoch: int, device,
+                     unlabelled: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
     "Shuffled, augmented batches of one epoch, each followed by unlabelled images (label −1) if asked for."
     r, where = recipe, dict(device=device, drop_last=True)
     labelled = data.train.batches(r.batch_size, epoch=epoch, seed=r.seed, shared=True, **where)
     if not unlabelled:
         yield from labelled
         return
-    more = endless(data.unlabelled, round(r.batch_size * r.unlabelled_ratio), epoch, r.seed, device=device)
+    more = endless(data.unlabelled, round(r.batch_size*r.unlabelled_ratio), epoch, r.seed, device=device)
     for (x, y), (u, v) in zip(labelled, more, strict=False):
         yield torch.cat([x, u]), torch.cat([y, v])
 
@@ -301,60 +286,79 @@ class Watch:
         if len(self.values) - self.checked >= self.every:
             self.check()
 
-    def check(self):
-        "Raise `Diverged` if a term since the last check is not finite."
-        bad = (~torch.isfinite(torch.stack(self.values[self.checked:]))).nonzero()
-        if len(bad):
-            step, term = self.checked + int(bad[0, 0]) + 1, self.names[bad[0, 1]]
-            raise Diverged(f"loss term {term!r} is not finite at step {step} of epoch {self.epoch}")
-        self.checked = len(self.values)
+# %% ../nbs/42_training.ipynb #watch-check
+@patch
+def check(self: Watch):
+    "Raise `Diverged` if a term since the last check is not finite."
+    bad = (~torch.isfinite(torch.stack(self.values[self.checked:]))).nonzero()
+    if len(bad):
+        step, term = self.checked + int(bad[0, 0]) + 1, self.names[bad[0, 1]]
+        raise Diverged(f"loss term {term!r} is not finite at step {step} of epoch {self.epoch}")
+    self.checked = len(self.values)
 
-    def result(self) -> dict:
-        "Mean of each term, and the training accuracy of each exit in per cent."
-        if self.checked < len(self.values):
-            self.check()
-        values = torch.stack(self.values)
-        means = process_mean((values if values.device.type == "mps" else values.double()).mean(0)).tolist()
-        hits, labelled = process_sum(self.hits), process_sum(self.labelled)
-        loss = dict(zip(self.names, means, strict=True))
-        return dict(loss=loss, top1=(100*hits/labelled.clamp_min(1)).tolist())
+# %% ../nbs/42_training.ipynb #watch-result
+@patch
+def result(self: Watch) -> dict:
+    "Mean of each term, and the training accuracy of each exit in per cent."
+    if self.checked < len(self.values):
+        self.check()
+    values = torch.stack(self.values)
+    means = process_mean((values if values.device.type == "mps" else values.double()).mean(0)).tolist()
+    hits, labelled = process_sum(self.hits), process_sum(self.labelled)
+    loss = dict(zip(self.names, means, strict=True))
+    return dict(loss=loss, top1=(100*hits/labelled.clamp_min(1)).tolist())
 
 # %% ../nbs/42_training.ipynb #steps
-def _step(t: Training, x, y, lr: float, number: int, meta: Iterator, more: Iterator) -> Step:
+@patch
+def draws(self: Training) -> tuple[Iterator, Iterator] | None:
+    "Batches of validation and of training images without end; None where no method asks for them."
+    if not self.meta:
+        return None
+    r, epoch = self.recipe, self.epoch + 1
+    meta = endless(self.meta, r.batch_size, epoch, r.seed, augment=False, device=self.device)
+    return meta, endless(self.data.train, r.batch_size, -epoch, r.seed, device=self.device)
+
+def _step(t: Training, x: Tensor, y: Tensor, number: int, draws: tuple[Iterator, Iterator]) -> Step:
     "What a method may look at before the optimizer moves."
-    exact = (
-        t.decided.precision == "fp32"
-    )  # else the gradients are of lower precision than the method works in
-    grads = {k: p.grad for k, p in t.net.named_parameters() if p.grad is not None} if exact else None
+    meta, more = draws
+    grads = None           # in lower precision they are coarser than what the method works in
+    if t.decided.precision == "fp32":
+        grads = {k: p.grad for k, p in t.net.named_parameters() if p.grad is not None}
+    lr = t.optimizer.param_groups[0]["lr"]
     return Step(t.net, x, y, lr, number, *next(meta), grads, draw=lambda: (*next(more), *next(meta)))
 
+# %% ../nbs/42_training.ipynb #take-step
+@patch
+def take_step(self: Training, x: Tensor, y: Tensor,
+              number: int,                              # of the step, from 0, counted through all epochs
+              draws: tuple[Iterator, Iterator] | None   # where a method learns from validation images
+             ):
+    "Learn from one batch."
+    terms, out = self.objective(x.contiguous(memory_format=layout(self.decided.channels_last)), y)
+    self.watch.step(terms, out, y)
+    self.accelerator.backward(sum(terms.values()))
+    if draws:
+        self.method.before_step(_step(self, x, y, number, draws))
+    if self.recipe.clip_norm:
+        self.accelerator.clip_grad_norm_(self.objective.parameters(), self.recipe.clip_norm)
+    self.optimizer.step()
+    self.optimizer.zero_grad()
+    with torch.no_grad():
+        self.method.after_step(out)
+
+# %% ../nbs/42_training.ipynb #take-steps
 @patch
 def take_steps(self: Training) -> float:
     "The steps of the next epoch; the last learning rate."
-    r, n, epoch = self.recipe, self.steps_per_epoch, self.epoch + 1
+    r, n = self.recipe, self.steps_per_epoch
     epochs, done = self.plan[self.phase][1], self.place(self.epoch)[1]
-    meta = (
-        endless(self.meta, r.batch_size, epoch, r.seed, augment=False, device=self.device)
-        if self.meta
-        else None
-    )
-    more = endless(self.data.train, r.batch_size, -epoch, r.seed, device=self.device) if self.meta else None
-    batches = training_batches(self.data, r, epoch, self.device, "unlabelled" in self.method.needs)
+    draws = self.draws()
+    batches = training_batches(self.data, r, self.epoch + 1, self.device, "unlabelled" in self.method.needs)
     for i, (x, y) in enumerate(batches):
-        lr = learning_rate(r, done * n + i, n, epochs)
+        lr = learning_rate(r, done*n + i, n, epochs)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        terms, out = self.objective(x.contiguous(memory_format=layout(self.decided.channels_last)), y)
-        self.watch.step(terms, out, y)
-        self.accelerator.backward(sum(terms.values()))
-        if meta:
-            self.method.before_step(_step(self, x, y, lr, self.epoch * n + i, meta, more))
-        if r.clip_norm:
-            self.accelerator.clip_grad_norm_(self.objective.parameters(), r.clip_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        with torch.no_grad():
-            self.method.after_step(out)
+        self.take_step(x, y, self.epoch*n + i, draws)
         self.progress.update(r.batch_size)
     return lr
 
@@ -371,21 +375,14 @@ def run_epoch(self: Training) -> dict:
     if not all(bool(torch.isfinite(v).all()) for v in phase.learner.state_dict().values()):
         raise Diverged(f"weights are not finite after the last step of epoch {self.epoch + 1}")
     named = {"phase": phase.name} if len(self.plan) > 1 else {}
-    speed = watch.images * rank_and_size()[1] / seconds
-    record = dict(
-        epoch=self.epoch + 1,
-        epochs=self.total,
-        **named,
-        lr=lr,
-        seconds=seconds,
-        images_per_second=speed,
-        memory_gb=_memory(self.device),
-        train=train,
-        method=to_json(self.method.record()),
-    )
-    splits = ["val"] * bool(len(self.data.val)) + ["test"] * (self.recipe.select == "best-test")
+    speed = watch.images*rank_and_size()[1]/seconds
+    record = dict(epoch=self.epoch + 1, epochs=self.total, **named, lr=lr, seconds=seconds,
+                  images_per_second=speed, memory_gb=_memory(self.device), train=train,
+                  method=to_json(self.method.record()))
+    splits = ["val"]*bool(len(self.data.val)) + ["test"]*(self.recipe.select == "best-test")
     return record | {s: self.score(s) for s in splits}
 
+# %% ../nbs/42_training.ipynb #train-epoch
 @patch
 def train_epoch(self: Training) -> dict:
     "The next epoch, shown by the bar; who diverges is told what may help."
@@ -411,15 +408,23 @@ def check_data(method: nn.Module, data: Splits, recipe: Recipe):
     "Raises InputError if a method or a recipe needs images that there are not."
     if recipe.select == "best-val" and not len(data.val):
         raise InputError("select='best-val' needs validation images: val_per_class is 0")
-    if "val" in method.needs and len(data.val) < 2 * data.num_classes:
-        raise InputError(
-            f"{method.name} learns from validation images, at least 2 of each class: set val_per_class, "
-            "or take more images_per_class"
-        )
+    if "val" in method.needs and len(data.val) < 2*data.num_classes:
+        raise InputError(f"{method.name} learns from validation images, at least 2 of each class: set "
+                         "val_per_class, or take more images_per_class")
     if "unlabelled" in method.needs and not len(data.unlabelled):
-        raise InputError(
-            f"{method.name} was made for unlabelled images, but {data.name} has none: set images_per_class"
-        )
+        raise InputError(f"{method.name} was made for unlabelled images, but {data.name} has none: set "
+                         "images_per_class")
+
+# %% ../nbs/42_training.ipynb #goes-on
+def _goes_on(checkpoint, resume: bool | str) -> bool:
+    "Is there a checkpoint to go on from? Raises InputError if that is not what was asked for."
+    check_value("resume", resume, resume in (True, False, "auto"), "True, False or 'auto'")
+    there = checkpoint is not None and exists(checkpoint)
+    if there and not resume:
+        raise InputError(f"{checkpoint} exists: resume from it (resume=True) or choose another file")
+    if resume is True and not there:
+        raise InputError(f"nothing to resume: no checkpoint at {checkpoint}")
+    return there
 
 # %% ../nbs/42_training.ipynb #train
 def train(net: nn.Module,             # a MultiExitNet
@@ -432,13 +437,8 @@ def train(net: nn.Module,             # a MultiExitNet
           bar: bool = True            # one progress bar for the whole training
          ) -> Training:
     "Train; iterating yields one plain record per epoch. `load_best()` puts the selected weights in place."
-    check_value("resume", resume, resume in (True, False, "auto"), "True, False or 'auto'")
     check_data(method, data, recipe)
-    there = checkpoint is not None and exists(checkpoint)
-    if there and not resume:
-        raise InputError(f"{checkpoint} exists: resume from it (resume=True) or choose another file")
-    if resume is True and not there:
-        raise InputError(f"nothing to resume: no checkpoint at {checkpoint}")
+    there = _goes_on(checkpoint, resume)
     device, n = join(pick_device(str(device))), rank_and_size()[1]
     more = round(recipe.batch_size*recipe.unlabelled_ratio) if "unlabelled" in method.needs else 0
     check_value("batch_size", recipe.batch_size, recipe.batch_size % n == 0 and more % n == 0,

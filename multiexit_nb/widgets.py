@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['message', 'answered', 'finished_runs', 'demo_run', 'run_text', 'run_picker', 'RunWithImages', 'save_row', 'control',
-           'Controls', 'read_text', 'Cancelled', 'Job', 'Frame', 'Lab', 'folded', 'pick', 'button', 'row', 'figures']
+           'Controls', 'read_text', 'Cancelled', 'Job', 'Frame', 'Lab', 'folded', 'pick', 'whole', 'button', 'row',
+           'figures']
 
 # %% ../nbs/60_widgets.ipynb #c02
 import contextlib, threading, typing
@@ -26,7 +27,7 @@ from .text import html, one_line
 # %% ../nbs/60_widgets.ipynb #message
 def message() -> W.HTML:
     "A line of text for what cannot be done."
-    return W.HTML(layout=W.Layout(min_height="22px"))
+    return W.HTML(layout=W.Layout(min_height="22px")).add_class("mx-line")
 
 @contextlib.contextmanager
 def answered(line: W.HTML):
@@ -149,29 +150,32 @@ class Controls(W.VBox):
         )
         self.fields = {n: control(p) for n, p in self.signature.items()}
         self.line = message()
-        self.choice.observe(lambda _: self.fill(), "value")
+        self.choice.observe(lambda _: self.take_preset(), "value")
         for w in self.fields.values():
             w.observe(lambda _: self.check(), "value")
-        self.fill()
+        self.take_preset()
         super().__init__([self.choice, *self.fields.values(), self.line])
 
     @property
     def preset(self) -> str:
         return self.choice.value
 
-    def fill(self):
-        "Put the preset's values into the widgets."
-        preset = _preset(self.cls, self.preset)
-        for n, p in self.signature.items():
-            v = preset.get(n, p.default)
-            self.fields[n].value = str(v) if isinstance(self.fields[n], W.Text) else v
+# %% ../nbs/60_widgets.ipynb #controls-value
+@patch
+def take_preset(self: Controls):
+    "Put the preset's values into the widgets."
+    preset = _preset(self.cls, self.preset)
+    for n, p in self.signature.items():
+        v = preset.get(n, p.default)
+        self.fields[n].value = str(v) if isinstance(self.fields[n], W.Text) else v
 
-    @property
-    def value(self) -> dict:
-        preset = _preset(self.cls, self.preset)
-        read = {n: self.read(n) for n in self.fields}
-        own = {n: p.check(preset.get(n, p.default)) for n, p in self.signature.items()}
-        return {n: v for n, v in read.items() if v != own[n]}
+@patch(as_prop=True)
+def value(self: Controls) -> dict:
+    "The hyperparameters that are not the preset's, checked."
+    preset = _preset(self.cls, self.preset)
+    read = {n: self.read(n) for n in self.fields}
+    own = {n: p.check(preset.get(n, p.default)) for n, p in self.signature.items()}
+    return {n: v for n, v in read.items() if v != own[n]}
 
 # %% ../nbs/60_widgets.ipynb #read
 @patch
@@ -217,27 +221,30 @@ class Job(W.HBox):
     def running(self) -> bool:
         return self.thread is not None and self.thread.is_alive()
 
-    def start(self, work, done=None) -> "Job":
-        "Begin. Raises InputError if it is still at work."
-        if self.running:
-            raise InputError("still at work: cancel it first")
-        self.stopping.clear()
-        self.bar.value, self.button.disabled, self.result = 0, False, None
-        self.thread = threading.Thread(target=self.body, args=(work, done), daemon=True)
-        self.thread.start()
-        return self
+# %% ../nbs/60_widgets.ipynb #job-start
+@patch
+def start(self: Job, work, done=None) -> Job:
+    "Begin. Raises InputError if it is still at work."
+    if self.running:
+        raise InputError("still at work: cancel it first")
+    self.stopping.clear()
+    self.bar.value, self.button.disabled, self.result = 0, False, None
+    self.thread = threading.Thread(target=self.body, args=(work, done), daemon=True)
+    self.thread.start()
+    return self
 
-    def body(self, work, done):
-        "In the thread."
-        with answered(self.line):
-            try:
-                self.result = work(self)
-                if done:
-                    done(self.result)
-                self.bar.value = 1
-            except Cancelled:
-                self.line.value = "cancelled"
-        self.button.disabled = True
+@patch
+def body(self: Job, work, done):
+    "In the thread."
+    with answered(self.line):
+        try:
+            self.result = work(self)
+            if done:
+                done(self.result)
+            self.bar.value = 1
+        except Cancelled:
+            self.line.value = "cancelled"
+    self.button.disabled = True
 
 # %% ../nbs/60_widgets.ipynb #job-report
 @patch
@@ -258,7 +265,7 @@ def wait(self: Job, timeout: float | None = None):
     return self.thread.join(timeout)
 
 # %% ../nbs/60_widgets.ipynb #frame
-_CSS = """
+_LAYOUT = """
 .mx-lab { container-type: inline-size; width: 100%; overflow: hidden; line-height: 1.35; }
 .mx-lab .mx-body.mx-body { display: grid; grid-template-columns: 224px minmax(0, 1fr); gap: 10px;
   align-items: start; overflow: hidden; }
@@ -275,6 +282,10 @@ _CSS = """
   hidden; }
 .mx-lab .mx-row > .jupyter-button, .mx-lab .mx-save .jupyter-button, .mx-lab .mx-job .jupyter-button {
   width: auto; flex: none; }
+"""
+
+# %% ../nbs/60_widgets.ipynb #frame-parts
+_PARTS = """
 .mx-lab .mx-figures.mx-figures { display: flex; flex-flow: row wrap; gap: 4px; overflow: hidden; }
 .mx-lab .mx-figures > * { flex: 1 1 260px; min-width: 0; overflow: hidden; }
 .mx-lab .mx-figures > .mx-narrow { flex: 0 0 160px; }
@@ -290,34 +301,55 @@ _CSS = """
 .mx-lab .mx-strip { border-left: 6px solid; padding-left: 6px; margin: 2px 0; display: flex; gap: 8px;
   overflow: hidden; }
 .mx-lab .mx-strip > span:first-child { flex: 0 0 84px; }
+.mx-lab.mx-gone > .mx-body { opacity: 0.45; pointer-events: none; }
+.mx-lab.mx-gone > [role=alert] { font-weight: bold; padding: 4px 0; }
 .mx-lab summary { cursor: pointer; } .mx-lab .widget-html-content { line-height: 1.35; overflow-wrap:
   anywhere; }
 @container (max-width: 600px) { .mx-lab .mx-body.mx-body { grid-template-columns: minmax(0, 1fr); } }
 """
 
+# %% ../nbs/60_widgets.ipynb #frame-names
+_NAMES = """
+const name = lab => {
+  lab.querySelectorAll(".jupyter-widgets").forEach(x => {
+    const label = x.querySelector(":scope > .widget-label")?.textContent || x.title;
+    const parts = x.querySelectorAll(":scope > select, :scope > input, .noUi-handle");
+    parts.forEach(y => { if (label && !y.ariaLabel) y.ariaLabel = label; });
+  });
+  lab.querySelectorAll(".mx-line, .mx-status").forEach(x => x.setAttribute("role", "status"));
+  for (const b of lab.querySelectorAll("button"))
+    if (!b.textContent.trim() && b.title) b.ariaLabel = b.title;
+};
+"""
+
+# %% ../nbs/60_widgets.ipynb #frame-gone
+_GONE = """
+const ended = ["dead", "restarting", "autorestarting", "terminating"];
+const watch = (lab, kernel) => kernel?.statusChanged?.connect((_, status) => {
+  if (!ended.includes(status) || lab.classList.contains("mx-gone")) return;
+  lab.classList.add("mx-gone");
+  const line = document.createElement("div");
+  line.setAttribute("role", "alert");
+  line.textContent = "The kernel has ended: run the cell again (Shift + Enter).";
+  lab.prepend(line);
+});
+"""
+
 # %% ../nbs/60_widgets.ipynb #frame-script
-_SCRIPT = """
+_SCRIPT = _NAMES + _GONE + """
 export default { render({ model, el }) {
   const begin = setInterval(() => {
     const lab = el.closest(".mx-lab");
     if (!lab) return;
     clearInterval(begin);
     lab.addEventListener("focusin", e => e.target.setAttribute("data-lm-suppress-shortcuts", "true"));
+    watch(lab, model.widget_manager?.kernel);
     let later = 0;
     const tell = () => window.dispatchEvent(new Event("resize"));
     const sizes = new ResizeObserver(() => { clearTimeout(later); later = setTimeout(tell, 40); });
-    const name = () => {
-      lab.querySelectorAll(".mx-view").forEach(x => sizes.observe(x));
-      lab.querySelectorAll(".jupyter-widgets").forEach(x => {
-        const label = x.querySelector(":scope > .widget-label")?.textContent || x.title;
-        const parts = x.querySelectorAll(":scope > select, :scope > input, .noUi-handle");
-        parts.forEach(y => { if (label && !y.ariaLabel) y.ariaLabel = label; });
-      });
-      for (const b of lab.querySelectorAll("button"))
-        if (!b.textContent.trim() && b.title) b.ariaLabel = b.title;
-    };
-    name();
-    new MutationObserver(() => setTimeout(name, 100)).observe(lab, { childList: true, subtree: true });
+    const look = () => { name(lab); lab.querySelectorAll(".mx-view").forEach(x => sizes.observe(x)); };
+    look();
+    new MutationObserver(() => setTimeout(look, 100)).observe(lab, { childList: true, subtree: true });
     if (model.get("fresh")) {
       model.set("fresh", false); model.save_changes();
       setTimeout(() => lab.scrollIntoView({ block: "start" }), 500);
@@ -327,9 +359,10 @@ export default { render({ model, el }) {
 } }
 """
 
+# %% ../nbs/60_widgets.ipynb #frame-widget
 class Frame(anywidget.AnyWidget):
     "What a lab needs in the page: its layout, its keys, its names for those who listen."
-    _esm, _css = _SCRIPT, _CSS
+    _esm, _css = _SCRIPT, _LAYOUT + _PARTS
     fresh = traitlets.Bool(True).tag(sync=True)
 
 # %% ../nbs/60_widgets.ipynb #lab
@@ -343,22 +376,6 @@ class Lab(W.VBox):
         self.controls, self.stage = W.VBox().add_class("mx-controls"), W.VBox().add_class("mx-answer")
         self.add_class("mx-lab")
 
-    def lay_out(self, controls: list,        # the column
-                top: list,                   # above the views: what is moved most
-                views: dict,                 # name → widgets, one view at a time
-                words: str,                  # HTML: what is to be seen, folded
-                save: list):                 # rows of `save_row`
-        "Where everything stands."
-        self.controls.children = controls
-        self.views = {n: W.VBox(parts).add_class("mx-view") for n, parts in views.items()}
-        self.choose.options = list(views)
-        self.choose.value = next(iter(views))
-        self.on(self.choose, self.show_view)
-        several = [self.choose]*(len(views) > 1)
-        self.stage.children = [*top, self.line, *several, *self.views.values(), *save, folded(words)]
-        self.children = [W.HBox([self.controls, self.stage]).add_class("mx-body"), Frame()]
-        self.show_view()
-
     @contextlib.contextmanager
     def quietly(self):
         "Values that are set within start no callback."
@@ -367,6 +384,24 @@ class Lab(W.VBox):
             yield
         finally:
             self.silent -= 1
+
+# %% ../nbs/60_widgets.ipynb #lay-out
+@patch
+def lay_out(self: Lab, controls: list,   # the column
+            top: list,                    # above the views: what is moved most
+            views: dict,                  # name → widgets, one view at a time
+            words: str,                   # HTML: what is to be seen, folded
+            save: list):                  # rows of `save_row`
+    "Where everything stands."
+    self.controls.children = controls
+    self.views = {n: W.VBox(parts).add_class("mx-view") for n, parts in views.items()}
+    self.choose.options = list(views)
+    self.choose.value = next(iter(views))
+    self.on(self.choose, self.show_view)
+    several = [self.choose]*(len(views) > 1)
+    self.stage.children = [*top, self.line, *several, *self.views.values(), *save, folded(words)]
+    self.children = [W.HBox([self.controls, self.stage]).add_class("mx-body"), Frame()]
+    self.show_view()
 
 # %% ../nbs/60_widgets.ipynb #show-view
 @patch
@@ -413,10 +448,15 @@ def pick(text: str, tip: str, options=(), value=None) -> W.Dropdown:
     first = value if value is not None else known[0] if known else None
     return W.Dropdown(options=options, value=first, description=text, tooltip=tip)
 
+def whole(text: str, value: int, tip: str, low: int, high: int) -> W.BoundedIntText:
+    "A field for a whole number."
+    return W.BoundedIntText(value, min=low, max=high, description=text, tooltip=tip)
+
 def button(text: str, tip: str, icon: str = "") -> W.Button:
     "A button that is as wide as what it says."
     return W.Button(description=text, tooltip=tip, icon=icon, layout=W.Layout(width="auto"))
 
+# %% ../nbs/60_widgets.ipynb #rows
 def row(*widgets) -> W.HBox:
     "Widgets side by side, as far as they fit."
     return W.HBox(widgets).add_class("mx-row")

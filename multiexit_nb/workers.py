@@ -33,11 +33,13 @@ def seats_of(workers: int) -> list[dict]:
     own = [dict(CUDA_VISIBLE_DEVICES=gpus[i % len(gpus)]) if gpus else {} for i in range(workers)]
     return [dict(OMP_NUM_THREADS=share) | gpu for gpu in own]
 
+# %% ../nbs/40_workers.ipynb #seat-env
 def seat_env(seat: dict, device: str = "auto"    # that the run asks for
             ) -> dict:
     "The environment of a run on a seat."
     return {k: v for k, v in seat.items() if k != "CUDA_VISIBLE_DEVICES" or device in ("auto", "cuda")}
 
+# %% ../nbs/40_workers.ipynb #pool
 @contextlib.contextmanager
 def local_pool(workers: int,          # 0: as many as fit
                devices: list[str]):   # that each run asks for
@@ -83,6 +85,7 @@ def secured(config: dict, shared: Path | None = None   # a folder that the jobs 
     config["scheduler_options"] = {"dashboard_address": "127.0.0.1:0", **options}
     return config
 
+# %% ../nbs/40_workers.ipynb #jobqueue
 def cluster_of(config: dict, shared: Path | None = None):
     "A dask-jobqueue cluster: `kind` (slurm, pbs, sge, lsf, oar, htcondor, moab), and that class's arguments."
     try:

@@ -25,9 +25,22 @@ def until(condition, seconds=90):
         time.sleep(0.02)
 
 
-def save_rows(lab) -> list:
-    "The rows of buttons that keep a figure and its table, of a lab without a browser."
-    return [w for w in lab.stage.children if "mx-save" in w._dom_classes]
+def keep_all(lab) -> dict[str, list[str]]:
+    "For every view of a lab without a browser its two buttons pressed: what the row says to each."
+    (row,) = [w for w in lab.stage.children if "mx-save" in w._dom_classes]
+    said = {}
+    for view in lab.choose.options:
+        lab.choose.value = view
+        for button in row.children[3:5]:
+            button.click()
+            said.setdefault(view, []).append(row.children[-1].value)
+    assert said, "a lab without views"
+    return said
+
+
+def kept(folder) -> set[str]:
+    "What was kept there, without the times in the names."
+    return {f.name.split("-2")[0] + f.suffix for f in (folder/"exports").iterdir()}
 
 
 class Place(NamedTuple):
@@ -55,7 +68,7 @@ def serve(folder, home, **env):
                          stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     address = f"http://127.0.0.1:{port}"
     try:
-        until(lambda: answers(f"{address}/api?token=t"))
+        until(lambda: answers(f"{address}/api?token=t"), 300)
         yield address
     finally:
         os.killpg(p.pid, signal.SIGKILL)

@@ -49,16 +49,23 @@ COVERED = f"""[...{PLOT}].filter(p => p.offsetParent).filter(p => {{
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-@pytest.mark.parametrize("name", [n for n in NAMES if n != "train"])
+@pytest.mark.parametrize("name", NAMES)
 def test_a_lab_is_on_one_screen_and_nothing_is_cut_off(labs, name, theme, tmp_path):
     with lab_at(labs, name, theme) as (page, errors, elsewhere):
-        settle(page)
+        ready(page, name)
         page.screenshot(path=tmp_path/f"{name}-{theme}.png")
         box = page.evaluate(BOX)
         assert box["height"] <= 680 and box["wide"] <= 0 and not box["out"] and not box["unnamed"], box
         assert page.evaluate(COVERED) == 0, "a toolbar covers a title"
         assert 0 < box["top"] < 140, "a lab that was just made stands at the top of the page"
     assert not errors and not elsewhere
+
+
+def test_a_lab_says_that_its_kernel_has_ended_and_what_to_press(labs):
+    with lab_at(labs, "exits") as (page, errors, elsewhere):
+        settle(page)
+        page.evaluate("window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.restart()")
+        says(page, "run the cell again (Shift + Enter)")
 
 
 def test_the_true_class_stays_when_images_are_paged(labs):
@@ -90,6 +97,57 @@ def test_a_training_answers_at_once_and_ends_with_test_scores(labs):
         assert page.evaluate(f"{first}.data.filter(t => t.x.length == 3).length") == 5
         assert page.evaluate(BOX)["wide"] <= 0
     assert not errors and not elsewhere
+
+
+def ready(page, name):
+    "Until the lab can be used: it has drawn something, or (train) can be started."
+    if name == "train":
+        page.wait_for_selector("button:has-text('Start'):not([disabled])", timeout=120_000)
+        page.wait_for_timeout(1500)
+    else:
+        settle(page)
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("name", NAMES)
+def test_axe_finds_nothing_serious(labs, name, theme):
+    "Names, roles, contrast: every rule of axe-core, in every view of a lab."
+    axe = Path(pytest.importorskip("axe_playwright_python").__file__).with_name("axe.min.js")
+    ask = "async () => (await axe.run('.mx-lab')).violations"
+    with lab_at(labs, name, theme) as (page, errors, elsewhere):
+        ready(page, name)
+        page.evaluate(axe.read_text())
+        views = page.locator(".mx-views button")
+        for k in range(max(1, views.count())):
+            if views.count():
+                views.nth(k).click()
+                page.wait_for_timeout(500)
+            found = [v for v in page.evaluate(ask) if v["impact"] in ("serious", "critical")]
+            assert not found, [(v["id"], v["nodes"][0]["html"][:200]) for v in found]
+
+
+FOCUSABLE = """[...document.querySelector('.mx-lab').querySelectorAll(
+        'select, input, button, summary, .noUi-handle, [contenteditable=true]')
+    ].filter(e => e.offsetParent && !e.disabled && !e.closest('[disabled]'))"""
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_control_is_reached_by_the_tab_key(labs, name):
+    "In the order of the page, from the first to the last, and none is cut off where it stands."
+    with lab_at(labs, name) as (page, errors, elsewhere):
+        ready(page, name)
+        count = page.evaluate(f"{FOCUSABLE}.length")
+        page.evaluate(f"{FOCUSABLE}[0].focus()")
+        place = f"""(() => {{ const e = document.activeElement, b = e.getBoundingClientRect();
+            const lab = document.querySelector('.mx-lab').getBoundingClientRect();
+            const inside = b.left >= lab.left - 1 && b.right <= lab.right + 1 && b.top >= 0
+                           && b.bottom <= innerHeight;
+            return [{FOCUSABLE}.indexOf(e), inside]; }})()"""
+        reached = [page.evaluate(place)]
+        for _ in range(count - 1):
+            page.keyboard.press("Tab")
+            reached.append(page.evaluate(place))
+        assert reached == [[k, True] for k in range(count)]
 
 
 @pytest.fixture

@@ -36,7 +36,7 @@ def trained(folder: Path, id: str, **changes) -> Path:
         m.setenv("MULTIEXIT_RUNS", str(folder))
         p = {**PARAMETERS, "run_id": id, **changes}
         run = experiment.run_experiment(p, set(p), bar=False)
-        run.event(3.0, "stop", 3, 3 - run.parameters["seed"])
+        run.event(3.0, "stop", 4, 3 - run.parameters["seed"])
         run.release()
         return run.path
 
@@ -325,10 +325,9 @@ def python(code: str, **env) -> subprocess.Popen:
     return subprocess.Popen(command, cwd=ROOT, env={**os.environ, **env}, **piped)
 
 
-def test_a_run_that_another_program_writes_is_not_gone_on_with():
-    run = Run.create({"dataset": "digits"}, "mine")
-    run.write("history.csv", lambda tmp: tmp.write_text("epoch,split,exit,metric,value\n"))
-    run.release()
+@contextlib.contextmanager
+def held_elsewhere():
+    "Another program holds the run mine meanwhile, and is then killed."
     p = python("""
         from multiexit_nb.runs import Run
         run = Run.load("mine")
@@ -336,14 +335,24 @@ def test_a_run_that_another_program_writes_is_not_gone_on_with():
         print("held", flush=True)
         input()
         """)
-    assert p.stdout.readline() == "held\n"
+    try:
+        assert p.stdout.readline() == "held\n"
+        yield
+    finally:
+        p.kill()
+        p.wait()
+
+
+def test_a_run_that_another_program_writes_is_not_gone_on_with():
+    run = Run.create({"dataset": "digits"}, "mine")
+    run.write("history.csv", lambda tmp: tmp.write_text("epoch,split,exit,metric,value\n"))
+    run.release()
     again = Run.load("mine")
-    for attempt in (again.hold, again.check_resume, lambda: again.event(1, "lr", 0.1, 0.2)):
-        with pytest.raises(InputError, match="run mine is being written by another program") as e:
-            attempt()
-        assert "\n" not in str(e.value)
-    p.kill()
-    p.wait()
+    with held_elsewhere():
+        for attempt in (again.hold, again.check_resume, lambda: again.event(1, "lr", 0.1, 0.2)):
+            with pytest.raises(InputError, match="run mine is being written by another program") as e:
+                attempt()
+            assert "\n" not in str(e.value)
     again.hold()
     again.event(1, "lr", 0.1, 0.2)
     assert len(again.events) == 1
@@ -419,7 +428,7 @@ def test_a_run_steered_by_hand_says_so(whole, tmp_path):
     with pytest.raises(InputError, match="run mine was steered by hand.*lr moved at epoch 2.5"):
         run.check_resume()
     run.check_resume(steering=True)
-    assert list_runs().note.tolist() == ["stopped at epoch 3 of 3, lr moved at epoch 2.5"]
+    assert list_runs().note.tolist() == ["stopped at epoch 3 of 4, lr moved at epoch 2.5"]
 
 
 def test_a_steered_run_is_not_gone_on_with_by_the_command_line(whole, tmp_path):
@@ -432,21 +441,9 @@ def test_a_steered_run_is_not_gone_on_with_by_the_command_line(whole, tmp_path):
 
 def test_the_second_of_two_resumes_says_so_before_any_data(whole, tmp_path, monkeypatch):
     unfinished(whole, tmp_path)
-    p = python("""
-        from multiexit_nb.runs import Run
-        run = Run.load("mine")
-        run.hold()
-        print("held", flush=True)
-        input()
-        """)
-    assert p.stdout.readline() == "held\n"
     monkeypatch.setattr("multiexit_nb.runs.load_dataset", lambda *a, **k: pytest.fail("data were loaded"))
-    try:
-        with pytest.raises(InputError, match="run mine is being written by another program"):
-            experiment.run_experiment({**PARAMETERS, "resume": "mine"}, {"resume"}, bar=False)
-    finally:
-        p.kill()
-        p.wait()
+    with held_elsewhere(), pytest.raises(InputError, match="run mine is being written by another program"):
+        experiment.run_experiment({**PARAMETERS, "resume": "mine"}, {"resume"}, bar=False)
 
 
 def unfinished(whole, tmp_path) -> Run:

@@ -1,10 +1,13 @@
 """The labs train and exits without a browser: what buttons and sliders do."""
 
+import json
 import time
 
 import pytest
 import torch
 from lab_page import CHROMIUM, until
+from project import ROOT
+from tiny import TINY
 
 from multiexit_nb import exits_lab, lab_figures, steer, train_lab, widgets
 from multiexit_nb.analysis import thresholds
@@ -14,34 +17,7 @@ from multiexit_nb.methods import list_methods
 from multiexit_nb.outputs import Outputs
 from multiexit_nb.runs import Run, list_runs
 
-QUICK = dict(
-    dataset="digits",
-    model="tiny",
-    exits="sepconv",
-    method="mate",
-    epochs=3,
-    batch_size=128,
-    lr=0.05,
-    precision="fp32",
-    channels_last="false",
-    images_per_class=60,
-)
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    "A finished run in a folder of its own."
-    folder = tmp_path_factory.mktemp("runs")
-    with pytest.MonkeyPatch.context() as m:
-        m.setenv("MULTIEXIT_RUNS", str(folder))
-        m.setenv("MULTIEXIT_DEVICE", "cpu")
-        widgets.demo_run(**QUICK)
-    return folder
-
-
-@pytest.fixture
-def runs(finished, monkeypatch):
-    monkeypatch.setenv("MULTIEXIT_RUNS", str(finished))
+QUICK = TINY | dict(epochs=3, lr=0.05)
 
 
 def test_a_page_that_is_opened_later_gets_the_figure_as_it_is_now():
@@ -207,6 +183,22 @@ def test_the_train_lab_by_its_buttons():
     assert lab.bar.value == 0 and not lab.start.disabled and not lab.flags.value
 
 
+def test_what_was_trained_is_opened_in_exits_and_a_finished_run_stands_behind(finished_run):
+    lab = train_lab.TrainLab()
+    assert lab.open.disabled and "no training is through" in lab.open.tooltip
+    lab.setup.epochs.value, lab.setup.images_per_class.value = 1, 14
+    lab.beside.value = lab.beside.options[1][1]
+    lab.start.click()
+    until(lambda: lab.sessions and lab.session.over and not lab.open.disabled)
+    behind = [t for t in lab.accuracy.data if t.legendgroup == "beside"]
+    expected = finished_run.history.query("metric == 'top1' and split == 'val'")
+    assert [list(t.y) for t in behind] == [g.value.tolist() for _, g in expected.groupby("exit")]
+    lab.open.click()
+    assert "opening" in lab.status.value
+    until(lambda: isinstance(lab.children[-1], exits_lab.ExitsLab) and not lab.open.disabled)
+    assert lab.children[-1].picker.value == lab.session.run and not lab.line.value
+
+
 def test_points_within_an_epoch():
     "The training accuracy so far, before the first epoch is through."
     lab = train_lab.TrainLab()
@@ -267,16 +259,16 @@ def test_long_work_can_be_cancelled():
     assert not job.running and job.line.value == "cancelled" and job.bar.value < 1
 
 
-def test_a_figure_and_its_table_are_written(runs, finished):
+def test_a_figure_and_its_table_are_written(finished_run):
     fig = figure("f")
     row = widgets.save_row(fig, list_runs, "it")
     for i in (3, 4):
         row.children[i].click()
-    assert sorted(f.suffix for f in (finished / "exports").iterdir()) == [".csv", ".html"]
+    assert sorted(f.suffix for f in (finished_run.path.parent / "exports").iterdir()) == [".csv", ".html"]
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
-def test_a_kept_picture_fits_a_paper(runs):
+def test_a_kept_picture_fits_a_paper(finished_run):
     "At least 1,900 pixels wide: 16 cm at 300 dpi."
     from PIL import Image
 
@@ -286,7 +278,7 @@ def test_a_kept_picture_fits_a_paper(runs):
         assert image.width >= 1900 and image.height >= 900
 
 
-def test_the_exits_lab_by_its_controls(runs):
+def test_the_exits_lab_by_its_controls(finished_run):
     lab = exits_lab.ExitsLab()
     M = lab.run.leaving.num_exits
     lab.slider.value = 0.0
@@ -326,7 +318,7 @@ def test_overthinking_and_gained_are_what_they_say():
     assert rows == [[0, 1, 2, 3], [0], [2], [0, 3], [0, 3], [1, 2]]
 
 
-def test_threshold_and_budget_are_one_place(runs):
+def test_threshold_and_budget_are_one_place(finished_run):
     "Going from the one to the other keeps the cost, not the number; another run keeps the slider."
     lab = exits_lab.ExitsLab()
     lab.slider.value = 0.5
@@ -343,7 +335,7 @@ def test_threshold_and_budget_are_one_place(runs):
     assert lab.slider.value == 0.33 and not lab.line.value
 
 
-def test_the_exits_lab_draws_the_true_class_of_every_image(runs):
+def test_the_exits_lab_draws_the_true_class_of_every_image(finished_run):
     "As drawn: a category axis, and the bar of the true class."
     lab = exits_lab.ExitsLab()
     lab.choose.value = "one image"
@@ -360,8 +352,9 @@ def test_the_exits_lab_draws_the_true_class_of_every_image(runs):
         )
 
 
-def test_a_second_run_stands_on_the_same_axes(runs):
-    widgets.demo_run(**{**QUICK, "method": "branchynet", "seed": 5, "epochs": 1})
+def test_a_second_run_stands_on_the_same_axes(tiny_run):
+    for method in ("mate", "branchynet"):
+        tiny_run(method=method)
     lab = exits_lab.ExitsLab()
     lab.second.value = lab.second.options[2][1]
     assert (
@@ -372,7 +365,7 @@ def test_a_second_run_stands_on_the_same_axes(runs):
     )
 
 
-def test_demo_run_is_the_newest_finished_one(runs):
+def test_demo_run_is_the_newest_finished_one(finished_run):
     assert isinstance(widgets.demo_run(), Run) and " · digits · tiny · " in widgets.run_text(
         widgets.demo_run()
     )
@@ -392,3 +385,12 @@ def test_plotly_travels_once_and_a_figure_asks_for_what_it_is(monkeypatch):
     assert [m["method"] for m in sent] == ["update", "custom"]
     state = sent[0]["state"]
     assert state["_widget_layout"]["title"]["text"] == "now" and len(state["_widget_data"]) == 1
+
+
+def test_no_page_of_a_lab_speaks_of_a_cell_that_voila_hides():
+    "How a cell is run is said in the cell: voila shows the prose, and no code."
+    for path in sorted((ROOT/"nbs"/"labs").glob("*.ipynb")):
+        cells = json.loads(path.read_text())["cells"]
+        prose = "".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
+        code = "".join("".join(c["source"]) for c in cells if c["cell_type"] == "code")
+        assert "Shift + Enter" not in prose and "Shift + Enter" in code, path.name

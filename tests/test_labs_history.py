@@ -8,7 +8,7 @@ import ipywidgets
 import numpy as np
 import pandas as pd
 import pytest
-from lab_page import save_rows
+from lab_page import keep_all, kept
 from scipy.signal import savgol_filter
 
 from multiexit_nb import arms, curves_lab, weights_lab, widgets
@@ -99,12 +99,7 @@ def test_a_lab_opens_with_runs_made_on_the_spot(kind, monkeypatch):
 def test_a_run_without_teachers_is_answered_and_the_lab_goes_on(runs):
     lab = fine(weights_lab.WeightsLab(runs[5]), "no learning gaps")
     assert "only MATE" in lab.sentence.value and not lab.gaps.children and not lab.by_epoch.children
-    (row,) = save_rows(lab)
-    for view in lab.choose.options:
-        lab.choose.value = view
-        for i in (3, 4):
-            row.children[i].click()
-            assert "no figure to keep" in row.children[-1].value
+    assert all("no figure to keep" in said for view in keep_all(lab).values() for said in view)
     lab.picker.value = (runs[0], runs[5])
     assert fine(lab).gaps.children and lab.matrix.children and lab.slider in lab.by_epoch.children
     lab.picker.value = (runs[5],)
@@ -138,6 +133,27 @@ def test_the_slider_moves_through_the_epochs(runs):
         and lab.lines.children[0].layout.shapes[0].x0 == 10
         and np.allclose(lab.lines.children[0].data[1].y, w.xs(3, level="teacher")[2], atol=1e-6)
     )
+
+
+def test_the_curves_lab_opens_with_plain_finished_runs_of_one_subject(runs):
+    runs[1].event(2, "lr", 0.1, 0.01)
+    known = [Run(r.path) for r in (runs[6], runs[1], runs[0], runs[4], runs[5])]
+    chosen = curves_lab.first_runs(known)  # not the unfinished one, the steered one, another network's
+    assert [r.path for r in chosen] == [runs[0].path, runs[4].path]
+
+
+def test_a_second_run_stands_beside_the_first_at_the_same_epoch(runs):
+    lab = fine(weights_lab.WeightsLab(runs[0]))
+    offered = {r for _, r in lab.beside.options if r}
+    assert {runs[0], runs[1], runs[6]} <= offered and runs[2] not in offered  # two exits are not four
+    lab.beside.value = runs[1]
+    lab.slider.value = 7
+    view, second = fine(lab).matrix.figure, weights.teacher_weights(runs[1].history)
+    assert np.allclose(view.data[1].z, weights.weights_at(second, 7))
+    assert view.data[0].zmax == view.data[1].zmax
+    assert "epochs=12" in view.layout.annotations[1].text and lab.second_lines.figure.layout.shapes[0].x0 == 7
+    lab.beside.value = ""
+    assert len(fine(lab).matrix.figure.data) == 1 and not lab.second_lines.children
 
 
 def test_gaps_are_smoothed_and_tabled(runs):
@@ -326,19 +342,10 @@ def test_no_control_of_the_curves_lab_leads_into_a_traceback(runs):
 
 def test_figures_and_tables_are_kept(runs, tmp_path):
     for lab in (weights_lab.WeightsLab(runs[0]), curves_lab.CurvesLab(runs[:2])):
-        (row,) = save_rows(lab)
-        for view in lab.choose.options:
-            lab.choose.value = view
-            for i in (3, 4):
-                row.children[i].click()
-                assert "written" in row.children[-1].value
-    assert {f.name.split("-2")[0] + f.suffix for f in (tmp_path / "exports").iterdir()} == {
-        f"{n}.{k}" for n in ("teachers", "curves") for k in ("html", "csv")
-    }
+        assert all("written" in said for view in keep_all(lab).values() for said in view)
+    assert kept(tmp_path) == {"teachers.html", "teachers.csv", "curves.html", "curves.csv"}
     lab.picker.value = ()
-    (row,) = save_rows(lab)
-    row.children[3].click()
-    assert "no figure to keep" in row.children[-1].value
+    assert all("no figure to keep" in said for view in keep_all(lab).values() for said in view)
 
 
 # ---------------------------------------------------------------- 300 epochs × 8 exits × 10 runs

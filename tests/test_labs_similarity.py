@@ -9,42 +9,19 @@ import ipywidgets
 import numpy as np
 import pytest
 import torch
-from lab_page import save_rows, until
+from lab_page import keep_all, kept, until
+from tiny import TINY
 
 from multiexit_nb import confusion_lab, rdm_lab, widgets
 from multiexit_nb.analysis import agreement, rdm
 from multiexit_nb.core import MultiExitOutput
 from multiexit_nb.figures import exit_colours
 
-QUICK = dict(
-    dataset="digits",
-    model="tiny",
-    exits="sepconv",
-    method="mate",
-    epochs=1,
-    batch_size=128,
-    lr=0.05,
-    precision="fp32",
-    channels_last="false",
-    images_per_class=40,
-)
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    "Two finished runs in a folder of their own."
-    folder = tmp_path_factory.mktemp("runs")
-    with pytest.MonkeyPatch.context() as m:
-        m.setenv("MULTIEXIT_RUNS", str(folder))
-        m.setenv("MULTIEXIT_DEVICE", "cpu")
-        widgets.demo_run(**QUICK)
-        widgets.demo_run(**{**QUICK, "method": "branchynet", "seed": 1})
-    return folder
-
 
 @pytest.fixture
-def runs(finished, monkeypatch):
-    monkeypatch.setenv("MULTIEXIT_RUNS", str(finished))
+def runs(tiny_run):
+    "Two finished runs."
+    return [tiny_run(method=method, lr=0.05) for method in ("mate", "branchynet")]
 
 
 def settled(lab, says=""):
@@ -69,7 +46,7 @@ def small(runs, monkeypatch):
 @pytest.mark.parametrize("kind", [rdm_lab.RdmLab, confusion_lab.ConfusionLab])
 def test_a_lab_opens_with_a_run_made_on_the_spot(kind, monkeypatch):
     for k in ("epochs", "images_per_class"):
-        monkeypatch.setitem(widgets._DEMO, k, QUICK[k])
+        monkeypatch.setitem(widgets._DEMO, k, TINY[k])
     lab = kind()
     assert [r.parameters["dataset"] for r in widgets.finished_runs()] == ["digits"]
     assert "application/vnd.jupyter.widget-view+json" in lab._repr_mimebundle_()
@@ -130,6 +107,22 @@ def test_two_runs_stand_below_each_other_in_one_order(small):
     assert len(lab.pictures.data) == 2 and lab.exits[1].disabled
 
 
+def test_pointing_at_a_cell_shows_its_two_images(small):
+    from plotly.callbacks import InputDeviceState, Points
+
+    heat, d = small.pictures.data[0], next(iter(small.shown.values()))
+    for f in heat._hover_callbacks:
+        f(heat, Points([[1, 5]], [5], [1], "", 0), InputDeviceState())
+    images = [int(d.index[i][1]) for i in (1, 5)]
+    assert all(f'alt="image {i}:' in small.pair.value for i in images)
+    assert small.pair.value.count("<img") == 2
+    assert f"{d.iloc[1, 5]:.3g}</b> apart" in small.pair.value
+
+
+def test_a_button_that_is_grey_says_why(small):
+    assert small.again.disabled and "not now: what is shown is what is wanted" == small.again.tooltip
+
+
 def test_the_draw_of_images_is_what_its_controls_say(small):
     lab = small
     labels = lab.tested[lab.first.value.id].labels
@@ -188,11 +181,33 @@ def test_all_combinations_of_the_rdm_lab(small):
     assert check_combinations(small, ["after", "by", "order", "measure"]) == 56
 
 
+def test_the_epoch_slider_asks_the_networks_that_were_kept(tiny_run):
+    "It is there where all chosen runs kept some; what is drawn is what the network of that epoch says."
+    kept, plain = tiny_run(snapshots=1, epochs=3), tiny_run()
+    lab = settled(rdm_lab.RdmLab(kept))
+    lab.per_class.value = 2
+    assert [e for _, e in lab.epoch.options] == [1, 2, 3, 0] and lab.epoch.value == 0
+    assert not lab.epoch.layout.display
+    drawn = {}
+    for epoch in (1, 3, 0):
+        lab.epoch.value = epoch
+        shown = settled(lab).shown
+        out = rdm.representations(kept, lab.drawn.rows, epoch=epoch)
+        labels = lab.tested[kept.id].labels[list(lab.drawn.rows)]
+        expected = rdm.rdm(rdm.patterns(out, 4), labels)
+        drawn[epoch] = shown["exit 4, before"].to_numpy()
+        assert np.allclose(drawn[epoch], expected)
+    assert not np.allclose(drawn[1], drawn[3])
+    assert "epoch" not in lab.pictures.layout.title.text
+    lab.second.value = plain
+    assert settled(lab).epoch.layout.display == "none" and lab.epoch.value == 0
+
+
 def test_moving_on_while_it_computes_and_cancelling(runs, monkeypatch):
     lab = settled(rdm_lab.RdmLab())
     slow = []
 
-    def representations(run, rows, split, tell, original=rdm.representations):
+    def representations(run, rows, split, tell, epoch, original=rdm.representations):
         for i in range(200):
             tell(i, 200)
             slow.append(i)
@@ -227,15 +242,9 @@ def test_runs_tested_on_other_images_are_not_compared(small, monkeypatch):
     assert small.second.value == "" and small.exits[1].disabled
 
 
-def test_figures_and_tables_are_kept(small, finished):
-    (row,) = save_rows(small)
-    for view in small.choose.options:
-        small.choose.value = view
-        for i in (3, 4):
-            row.children[i].click()
-            assert "written" in row.children[-1].value
-    kept = {f.name.split("-2")[0] + f.suffix for f in (finished / "exports").iterdir()}
-    assert kept == {"rdm.html", "rdm.csv"}
+def test_figures_and_tables_are_kept(small, runs):
+    assert all("written" in said for view in keep_all(small).values() for said in view)
+    assert kept(runs[0].path.parent) == {"rdm.html", "rdm.csv"}
 
 
 # ---------------------------------------------------------------- confusion
@@ -342,6 +351,9 @@ def test_confusion_of_a_thousand_classes_sends_little(runs, sent):
     lab.turn()
     size = sum(sent)
     assert not lab.line.value and len(lab.parts) == 40 and 5_000 < size < 200_000, size
+    whole = lab.table.to_numpy(float)
+    assert lab.matrix.data[0].zmax == lab.full_colour() < np.where(np.eye(40), 0, whole).max()
+    assert not any("others" in text for text, _ in lab.common.options)  # no mistake to begin with
     sent.clear()
     lab.grouping.value = "bins"
     assert sum(sent) < 200_000 and list(lab.parts)[0] == "class 0 … class 24"
@@ -357,7 +369,7 @@ def test_rdms_of_a_thousand_classes_send_little(runs, sent, monkeypatch):
     t.labels, t.names = labels.numpy(), [f"class {k}" for k in range(1000)]
     centres, t.num_exits = rng.normal(size=(1000, 64)), 2
 
-    def representations(run, rows, split, tell):
+    def representations(run, rows, split, tell, epoch):
         x = torch.from_numpy(centres[labels[list(rows)]] + rng.normal(size=(len(rows), 64)))
         return MultiExitOutput(torch.randn(2, len(rows), 1000), (x,) * 2)
 

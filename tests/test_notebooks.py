@@ -10,14 +10,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-# run through papermill by tests of their own, as are labs/ and papers/
+# run through papermill by tests of their own, as are labs/
 ELSEWHERE = {"train", "sweep", "report", "benchmark", "study", "faults"}
 PROJECT = "[tool.nbdev]\nlib_path = 'x'\nnbs_path = '.'\n[project]\nname = 'x'\n"
 FLAGS = tomllib.loads((ROOT/"pyproject.toml").read_text())["tool"]["nbdev"]["tst_flags"]
 
 
 def notebooks() -> list[str]:
-    found = [p for at in ("nbs", "nbs/methods", "nbs/datasets") for p in (ROOT/at).glob("*.ipynb")]
+    folders = ("nbs", "nbs/methods", "nbs/datasets", "nbs/papers")
+    found = [p for at in folders for p in (ROOT/at).glob("*.ipynb")]
     kept = [p for p in found if p.stem not in ELSEWHERE and not p.name.startswith("_")]
     return sorted(p.relative_to(ROOT/"nbs").as_posix() for p in kept)
 
@@ -68,5 +69,5 @@ def test_a_failing_cell_is_noticed(tmp_path, runner):
 def test_no_notebook_is_left_out():
     found = (p.relative_to(ROOT/"nbs") for p in (ROOT/"nbs").rglob("*.ipynb"))
     every = {p for p in found if not any(part.startswith(".") for part in p.parts)}
-    elsewhere = {p for p in every if p.parts[0] in ("labs", "papers") or p.stem in ELSEWHERE}
+    elsewhere = {p for p in every if p.parts[0] == "labs" or p.stem in ELSEWHERE}
     assert sorted(p.as_posix() for p in every - elsewhere) == notebooks()

@@ -19,7 +19,7 @@ from multiexit_nb.analysis.grids import grid_files, grid_text
 from multiexit_nb.analysis.matching import by_identity, find, paper_rows
 from multiexit_nb.analysis.paper import item_of, list_items
 from multiexit_nb.core import InputError
-from multiexit_nb.methods import CHANGES
+from multiexit_nb.methods import CHANGES, run_arguments
 from multiexit_nb.parameters import cell_parameters
 from multiexit_nb.recipe import Recipe
 from multiexit_nb.runs import Run
@@ -37,11 +37,16 @@ def cells(kind: str, name: str):
 
 
 def seedless(p: dict) -> str:
-    "Parameters but for the seeds; a teacher, whose id tells its seed, by what it is."
+    "Parameters but for the seeds; a run to learn from, whose id tells its seed, by what it is."
+    sources = {k: v.rsplit("-", 2)[0] for k, v in named_runs(p).items()}
+    own = {k: v for k, v in p.items() if k not in arms.REPLICATE}
+    return json.dumps(own | dict(method_args=p.get("method_args", {}) | sources), sort_keys=True)
+
+
+def named_runs(p: dict) -> dict:
+    "The runs that the parameters of a cell name."
     args = p.get("method_args", {})
-    teacher = args.get("teacher", "").rsplit("-", 2)[0]
-    return json.dumps({k: v for k, v in p.items() if k not in arms.REPLICATE}
-                      | dict(method_args={**args, "teacher": teacher}), sort_keys=True)
+    return {k: args[k] for k in run_arguments(p["method"]) if k in args}
 
 
 def grids_of(item, form) -> list[str]:
@@ -70,11 +75,12 @@ def history(M: int, epochs: int) -> str:
     for e in at:
         for m in range(1, M + 1):
             for split in ("val", "test"):
-                for metric, value in (("top1", 50 + m), ("anytime", 50 + m), ("gap", 1 + e % 2)):
+                top = 50 + m + e/epochs
+                for metric, value in (("top1", top), ("anytime", top), ("gap", 1 + e % 2)):
                     rows += [(e, split, m, metric, value)]
-                rows += [(e, split, i, f"weights/{m}", 1/M) for i in range(1, M + 1)]
-            rows += [(e, "train", m, "top1", 60 + m)]
-        rows += [(e, "train", None, "temperature", 1.05**(e//30))]
+                rows += [(e, split, i, f"weights/{m}", (1 + (i == m)*e/epochs)/M) for i in range(1, M + 1)]
+            rows += [(e, "train", m, "top1", 60 + m + e/epochs)]
+        rows += [(e, "train", None, "temperature", 1.05**min(e, 20))]
     table = pd.DataFrame(rows, columns=["epoch", "split", "exit", "metric", "value"])
     return table.astype(dict(exit="Int64")).to_csv(index=False)
 
@@ -93,8 +99,9 @@ def stand_in(folder: Path, cell, number: int):
     test = dict(top1=top, top5=[x + 20 for x in top], anytime=top)
     result = dict(select=p["select"], selected_epoch=p["epochs"], last_epoch=p["epochs"], test=test,
                   test_last=test, seconds=1.)
-    (path/"params.json").write_text(json.dumps(dict(parameters=p, changes=CHANGES, started=f"{number:05}",
-                                                    epochs=p["epochs"], **facts)))
+    learned = {k: v for k, v in named_runs(p).items() if k != "teacher"}
+    record = dict(parameters=p, changes=CHANGES, started=f"{number:05}", epochs=p["epochs"], learned=learned)
+    (path/"params.json").write_text(json.dumps(record | facts))
     (path/"result.json").write_text(json.dumps(result))
     (path/"history.csv").write_text(history(M, p["epochs"]))
     g = torch.Generator().manual_seed(number)
@@ -151,8 +158,7 @@ def test_every_item_is_filled_by_its_own_grid_and_nothing_else(standing):
             filled.append(f"{paper} {name}")
     print(f"{kind}: {len(filled)}/{len(COUNTED)}", {k: (len(v), v[:3]) for k, v in lacking.items()})
     assert len(COUNTED) == 39
-    # the weights of Fixed-1 and Fixed-2 are printed nowhere
-    assert set(lacking) == {"hdkd table 3"}, lacking
+    assert not lacking
 
 
 def test_no_run_is_trained_twice(standing):
@@ -160,6 +166,25 @@ def test_no_run_is_trained_twice(standing):
     kind, index, ids = standing
     count = sum(len(runs) for runs in index.found.values())
     assert count == len(ids), "cells that differ in nothing that matters"
+
+
+def test_a_figure_that_would_say_nothing_is_a_sentence(tmp_path):
+    "A temperature that stayed where it was; a run that recorded nothing that the figure shows."
+    small = dict(dataset="digits", images_per_class=40, model="msdnet", exits="msdnet", epochs=8,
+                 batch_size=32, model_args=dict(num_exits=4, channels=8, growth=4), unlabelled_ratio=0.0)
+    run = arms.example_run(tmp_path, "dbt", 0, [50, 60, 70, 80], preset="paper", **small)
+    instead = {"cifar100(150)": "digits(40)", "msdnet_dbt_cifar": "msdnet"}
+    with pytest.raises(InputError, match="DBT Figure 6.*no temperature"):
+        pub.paper_figure("dbt", 6, [run], instead=instead)
+    rows = [(e, "train", None, "temperature", 1.0) for e in range(1, 9)]
+    table = pd.DataFrame(rows, columns=["epoch", "split", "exit", "metric", "value"])
+    table.astype(dict(exit="Int64")).to_csv(run.path/"history.csv", index=False)
+    g = torch.Generator().manual_seed(0)
+    outputs = {f"{s}.logits": torch.randn(4, 40, 10, generator=g).half() for s in ("val", "test")}
+    labels = {f"{s}.labels": torch.arange(40) % 10 for s in ("val", "test")}
+    save_file(outputs | labels, run.path/"outputs.safetensors")
+    with pytest.raises(InputError, match=r"DBT Figure 6 would say nothing: nothing in it varies \(1, 0.5\)"):
+        pub.paper_figure("dbt", 6, [run], instead=instead)
 
 
 def test_every_figure_is_drawn(standing):
@@ -218,7 +243,7 @@ def test_every_grid_is_one_that_trains(cached_networks):
             assert len(found) <= 40, file.name
         for c in found:
             cell = {k: v for k, v in c.parameters.items() if k not in ("seed", "split_seed")}
-            args = {k: v for k, v in cell.get("method_args", {}).items() if k != "teacher"}
+            args = {k: v for k, v in cell.get("method_args", {}).items() if k not in named_runs(cell)}
             alone = json.dumps({**cell, "method_args": args}, sort_keys=True)
             if alone in seen:
                 continue
@@ -267,6 +292,15 @@ def test_a_teacher_is_part_of_the_identity():
                                                   recipe="dih", method="baseline") | teacher))
     assert arms.identity(student()) == arms.identity(student(seed=4))
     assert arms.identity(student()).differences(arms.identity(student(epochs=10))).keys() == {"teacher"}
+
+
+def test_whose_weights_were_taken_is_part_of_the_identity():
+    hdkd = dict(dataset="cifar100", model="msdnet_hdkd_cifar", exits="msdnet", method="hdkd")
+    def fixed(**source):
+        return {**hdkd, "method_args": dict(fixed_gamma=hdkd | source)}
+    random = fixed(method_args=dict(start="random"))
+    assert arms.identity(fixed()) == arms.identity(fixed(seed=4))
+    assert arms.identity(fixed()).differences(arms.identity(random)).keys() == {"fixed_gamma"}
 
 
 def test_a_steered_run_fills_nothing(tmp_path):

@@ -272,3 +272,16 @@ def test_a_listed_run_is_read_again_only_when_it_changed(tmp_path, monkeypatch):
     assert set(read) == {changed.id} and again.note[0] == "lr moved at epoch 0.5"
     (changed.path/"result.json").write_text("{}")
     assert list_runs(tmp_path).state[0] == "damaged"
+
+
+def test_networks_are_kept_on_the_way_and_change_nothing(tiny_run):
+    "The one that was selected is among them; what was kept is not written over with the selected weights."
+    plain, run = tiny_run(), tiny_run(snapshots=1)
+    assert run.snapshots == [1, 2] and plain.snapshots == []
+    selected, weights = run.result["selected_epoch"], [run.weights(epoch=e) for e in run.snapshots]
+    for name, w in run.weights().items():
+        assert torch.equal(w, plain.weights()[name]) and torch.equal(w, weights[selected - 1][name])
+    assert any(not torch.equal(w, weights[1][name]) for name, w in weights[0].items())
+    assert not run.model(1).training
+    with pytest.raises(InputError, match="epoch"):
+        run.model(7)

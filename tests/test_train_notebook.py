@@ -92,7 +92,7 @@ def test_help_reads_like_a_manual():
 
 
 def test_the_cell_repeats_what_is_declared():
-    "papermill's help reads the cell: names, types, defaults and meanings are those of Setup and Recipe."
+    "papermill's help reads the cell: names, types, defaults, meanings are those of Setup, Place, Recipe."
     book = nbformat.read(BOOK, 4)
     cell = cell_parameters(next(c.source for c in book.cells if "parameters" in c.metadata.get("tags", [])))
     assert set(cell) == set(PARAMETERS)

@@ -72,6 +72,7 @@ def groups(c,                          # confusion counts
     others = [k for k in range(K) if k not in set(chosen)]
     return {names[k]: [k] for k in chosen} | {f"{len(others)} others": others}
 
+# %% ../../nbs/55_agreement.ipynb #distinct
 def distinct(names: list[str]) -> list[str]:
     "Names that occur once; those that occur twice get their number."
     return [name if names.count(name) == 1 else f"{name} ({k})" for k, name in enumerate(names)]
@@ -102,6 +103,7 @@ def tint(colour: str, share: float) -> tuple:   # share: 0 … 1 of the largest
     a = .12 + .88*max(0., min(1., share))**.5
     return tuple(round(255 - a*(255 - float(c))) for c in colour[4:-1].split(","))
 
+# %% ../../nbs/55_agreement.ipynb #colour-scale
 def colour_scale(colour: str) -> list:
     "Plotly's scale of it."
     return [[share, f"rgb{tint(colour, share)}"] for share in (0, .01, .04, .1, .25, .5, 1)]
@@ -110,12 +112,13 @@ def colour_scale(colour: str) -> list:
 def plot_confusion(table,                   # of `confusion` or `grouped`
                    title: str = "Class confusion",
                    colour: str = "rgb(67,97,238)",   # the exit's
-                   mistakes_only: bool = False, size: int = 560):
+                   mistakes_only: bool = False, size: int = 560,
+                   most: float = 0):                 # what has the full colour; 0: the largest
     "A confusion matrix as a heat map; hovering names the cell."
     v, n = table.values.astype(float), len(table)
     shares = v.max() <= 1 + 1e-9 and bool((v % 1).any())
     v = np.where((v == 0) | mistakes_only & np.eye(n, dtype=bool), np.nan, v)   # an empty cell has no colour
-    top = float(np.nanmax(v)) if np.isfinite(v).any() else 1.
+    top = most or (float(np.nanmax(v)) if np.isfinite(v).any() else 1.)
     fig = figure(title, "the exit answers", "it is", width=size + 90, height=size + 40)
     unit = "%{z:.1%} of the row" if shares else "%{z} images"
     fig.add_heatmap(z=[[None if np.isnan(x) else round(x, 4) for x in row] for row in v.tolist()],
@@ -139,6 +142,7 @@ def add_numbers(fig, v, top: float, colour: str, form: str):
     fig.add_scatter(x=cols.tolist(), y=rows.tolist(), mode="text", text=[form.format(x) for x in values],
                     hoverinfo="skip", showlegend=False, textfont=dict(size=12, color=colours))
 
+# %% ../../nbs/55_agreement.ipynb #is-light
 def is_light(rgb: tuple) -> bool:
     "Whether dark letters are read better on it."
     return sum(w*c for w, c in zip((.3, .59, .11), rgb, strict=True)) > 135
@@ -197,6 +201,7 @@ def square(cells) -> list[list]:
     both, first, second, neither = cells
     return [[both, second], [first, neither]]
 
+# %% ../../nbs/55_agreement.ipynb #cell-at
 def cell_at(row: int, col: int) -> str:
     "The name of the cell that was clicked in `plot_agreement`."
     return square(CELLS)[row][col]

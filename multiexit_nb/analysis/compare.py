@@ -29,6 +29,7 @@ def _shared(tables, exit: int):
         epochs = epochs.intersection(c.index)
     return list(epochs), [c.loc[epochs].to_numpy() for c in columns]
 
+# %% ../../nbs/57_compare.ipynb #epochs-of
 def epochs_of(histories, metric: str, exit: int = -1, split: str | None = None):
     "The epochs that all histories share, and a list of values per history; `exit` from 1, −1 the deepest."
     return _shared(_tables(histories, metric, split), exit)
@@ -67,6 +68,7 @@ def _line(fig, x, y, name, look: dict, at: dict, band=None):
                         fillcolor=look["line"]["color"], showlegend=False, hoverinfo="skip",
                         legendgroup=name, **at)
 
+# %% ../../nbs/57_compare.ipynb #exit-look
 def _exit_look(i: int, colour: str) -> dict:
     "The look of the i-th line, in the colour of an exit."
     look = curves.look(i, 1 + i, 6)
@@ -107,6 +109,7 @@ def _steadiness(v) -> dict:    # (seeds, epochs)
     return dict(epochs=v.shape[1], n=len(v), mean=v.mean(), wobble=v.std(1, ddof=1).mean(),
                 step=np.abs(np.diff(v)).mean(), seeds_std=v.mean(1).std(ddof=1) if len(v) > 1 else np.nan)
 
+# %% ../../nbs/57_compare.ipynb #stability-table
 def stability(groups: dict, last: int = 10, metric: str = "top1", split: str | None = None):
     "Over the last epochs: mean, wobble (std over epochs), step (mean |change|), seeds_std; means over seeds."
     import pandas as pd
@@ -144,6 +147,7 @@ def temperatures(history):
     rows = history[history.metric == "temperature"]
     return rows.groupby("epoch").value.last().rename("temperature")
 
+# %% ../../nbs/57_compare.ipynb #confidences
 def confidences(logits,               # (N, K), of the teacher
                 temperature: float):
     "The mean largest probability at temperature 1 and at the one given."
@@ -193,6 +197,7 @@ def gammas(history, student: int):
     t = t[student].unstack("exit")
     return t[[m for m in t.columns if m == student or t[m].abs().max() > 0]]
 
+# %% ../../nbs/57_compare.ipynb #plot-gammas
 def plot_gammas(tables: dict, student: int, num_exits: int):   # name → table of `gammas`
     "A panel per name: what the student learns from, by epoch."
     rows, cols = curves.grid(len(tables))
@@ -214,6 +219,7 @@ def sweep_table(runs):   # (name, value of the hyperparameter, accuracy of each 
     table = groups.y.agg(mean="mean", std="std", n="count").reset_index()
     return table.sort_values(["exit", "x"], kind="stable", ignore_index=True)
 
+# %% ../../nbs/57_compare.ipynb #plot-sweep
 def plot_sweep(table, x: str, dash: float | None = None, log: bool = True):
     "A panel per exit; a dashed line at the accuracy of the value `dash`."
     names, M = list(dict.fromkeys(table.name)), int(table.exit.max())
@@ -241,6 +247,7 @@ def beside(name: str, top1,   # of each exit on test, in %
     t = pd.DataFrame(rows, columns=["name", "exit", "line", "ours", "published"]).dropna(subset="published")
     return t.assign(difference=t.ours - t.published).reset_index(drop=True)
 
+# %% ../../nbs/57_compare.ipynb #plot-beside
 def plot_beside(table):
     "Ours (filled) and the published (open) by exit, a colour per name."
     if not len(table):

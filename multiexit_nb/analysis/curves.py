@@ -13,13 +13,16 @@ import re
 import numpy as np
 
 from ..figures import GREY, MARKERS, exit_colours, figure, template
+from ..history import of_phase, phases_of
 
 # %% ../../nbs/51_curves.ipynb #exit-curves
-def exit_curves(history, metric: str, split: str = "val"):
-    "A per-exit metric as a table: one row per epoch, one column per exit."
-    rows = history[(history.metric == metric) & (history.split == split) & history.exit.notna()]
+def exit_curves(history, metric: str, split: str = "val", phase: str | None = None):    # None: the last
+    "A per-exit metric as a table: one row per epoch of a phase, one column per exit."
+    rows = of_phase(history, phase)
+    rows = rows[(rows.metric == metric) & (rows.split == split) & rows.exit.notna()]
     return rows.pivot_table(index="epoch", columns="exit", values="value", aggfunc="last")
 
+# %% ../../nbs/51_curves.ipynb #scored-split
 def scored_split(history) -> str:
     "The split that was scored every epoch: val, or test where nothing was held out."
     return "val" if (history.split == "val").any() else "test"
@@ -31,6 +34,13 @@ def _mode(points: int) -> str:
     "Markers as long as they can be told apart."
     return "lines+markers" if points <= 40 else "lines"
 
+def _before(fig, top, phase: str):
+    "What an earlier phase trained: thin and grey, one entry in the legend."
+    for m in top.columns:
+        fig.add_scatter(x=top.index, y=top[m], name=f"before: {phase}", legendgroup=phase, mode="lines",
+                        showlegend=bool(m == top.columns[-1]), line=dict(color=GREY, width=1),
+                        hovertemplate=f"{phase}, {m}: %{{y:.1f}} %<extra></extra>")
+
 def plot_accuracy(history, split: str = "val"):
     "Top-1 of every exit and of the anytime ensemble by epoch."
     top, ens = exit_curves(history, "top1", split), exit_curves(history, "anytime", split)
@@ -38,6 +48,8 @@ def plot_accuracy(history, split: str = "val"):
     for m, c in zip(top.columns, exit_colours(len(top.columns)), strict=True):
         fig.add_scatter(x=top.index, y=top[m], name=f"exit {m}", line_color=c, mode=_mode(len(top)),
                         marker_symbol=MARKERS[(m - 1) % len(MARKERS)])
+    for phase in phases_of(history)[:-1]:
+        _before(fig, exit_curves(history, "top1", split, phase), phase)
     if len(ens.columns) > 1:
         last = ens.columns[-1]
         fig.add_scatter(x=ens.index, y=ens[last], name=f"ensemble 1…{last}",
@@ -52,19 +64,22 @@ def plot_losses(history):
     "The training loss terms by epoch, on a logarithmic axis where all are positive."
     rows = history[history.metric.str.startswith("loss/")]
     fig = figure("Loss terms on the training batches", "epoch", "loss (nats, sum over exits)")
-    for i, (name, r) in enumerate(rows.groupby("metric", sort=False)):
-        fig.add_scatter(x=r.epoch, y=r.value, name=name.removeprefix("loss/"),
+    several = len(phases_of(rows)) > 1
+    terms = [(f"{phase}: "*several + name.removeprefix("loss/"), r) for phase in phases_of(rows)
+             for name, r in of_phase(rows, phase).groupby("metric", sort=False)]
+    for i, (name, r) in enumerate(terms):
+        fig.add_scatter(x=r.epoch, y=r.value, name=name,
                         line=dict(color=_TERMS[i % 6], dash=DASHES[i % 6]))
     positive = len(rows) and (rows.value > 0).all()
     return fig.update_yaxes(type="log", dtick="D2") if positive else fig
 
 # %% ../../nbs/51_curves.ipynb #plot-cost
-def plot_cost(cost: list[int],    # multiply-adds of each exit for one image
+def plot_cost(cost: list[int],    # of each exit: `net.cost()`
               top1: list[float],  # per cent
               anytime: list[float] | None = None, name: str = "test"):
     "Top-1 of each exit against what it costs to get there."
-    fig = figure(f"What an exit costs and gives ({name})", "multiply-adds for one image", "top-1 (%)",
-                 showlegend=anytime is not None)
+    fig = figure(f"What an exit costs and gives ({name})", "multiply-adds for one image (no earlier heads)",
+                 "top-1 (%)", showlegend=anytime is not None)
     symbols = [MARKERS[m % len(MARKERS)] for m in range(len(cost))]
     fig.add_scatter(x=cost, y=top1, mode="lines+markers+text", name="exit alone",
                     line=dict(color=GREY, width=1),
@@ -99,6 +114,7 @@ def matrices(history, name: str, split: str | None = None):
     table = rows.pivot_table(index=["epoch", "exit"], columns="column", values="value", aggfunc="last")
     return table.sort_index(axis=0).sort_index(axis=1)
 
+# %% ../../nbs/51_curves.ipynb #matrix-at
 def matrix_at(history, name: str, epoch: int | None = None, split: str = "val"):
     "A logged matrix: row = first index (MATE: teacher), column = second (exit); by default at the end."
     table = matrices(history, name, split)
@@ -175,10 +191,12 @@ def grid(count: int) -> tuple[int, int]:
     rows = 1 if count <= 4 else -(-count//5) if count > 8 else 2
     return rows, -(-count//rows)
 
+# %% ../../nbs/51_curves.ipynb #place
 def place(panel: int, cols: int) -> dict:
     "Row and column of the k-th panel, from 0, as plotly counts them."
     return dict(row=panel//cols + 1, col=panel % cols + 1)
 
+# %% ../../nbs/51_curves.ipynb #panels
 def panels(titles, title: str, x: str, y: str, rows: int = 1, height: int | None = None, shared: bool = True):
     "An empty figure with a panel per title, in the workbench's look."
     from plotly.subplots import make_subplots
@@ -198,6 +216,7 @@ def look(i: int, count: int, size: int = 7) -> dict:
     return dict(line=dict(color=exit_colours(count)[i], dash=DASHES[i % 6], width=2),
                 marker=dict(symbol=MARKERS[i % len(MARKERS)], size=size))
 
+# %% ../../nbs/51_curves.ipynb #panels-of-lines
 class Panels:
     "Panels side by side that share their lines: a name has one colour, dash and marker, and is told once."
     def __init__(self, titles, names, title: str, x: str, y: str, rows: int = 1, height: int = 380,

@@ -19,7 +19,7 @@ import torch
 from .. import experiment
 from . import curves
 from .paper import Form, Item, Paper, item_of, papers
-from .statistics import spread
+from .statistics import images_tested, one_seed, spread
 from ..arms import Identity, finished_runs, identity, identity_of, newest
 from ..core import InputError, Registry, unknown
 from ..inference import budget_table, budgeted_batch
@@ -40,6 +40,7 @@ class RunIndex:
         except InputError:
             return []
 
+# %% ../../nbs/72_matching.ipynb #index-of
 def by_identity(runs=None) -> RunIndex:      # as for `finished_runs`; an index is given back as it is
     "Finished runs by identity: of twins the newest."
     if isinstance(runs, RunIndex):
@@ -63,6 +64,7 @@ class Found:
             return self.labels[label]
         raise AttributeError(label)
 
+# %% ../../nbs/72_matching.ipynb #find
 def find(item: Item, runs, form: Form) -> list[Found]:
     "The arms of an item in a form, each with its runs, which may be none."
     index = by_identity(runs)
@@ -118,6 +120,7 @@ def _costs(network: str, method: str,      # parameters, as JSON
             made.prepare(net)
     return net.cost(), net.cost(earlier_heads=True)
 
+# %% ../../nbs/72_matching.ipynb #cost-of-run
 def cost_of(run: Run) -> tuple[list, list]:
     "What each exit of a run's network costs: alone, and with the heads before it."
     p, about = run.parameters, run.about
@@ -125,6 +128,7 @@ def cost_of(run: Run) -> tuple[list, list]:
                        for keys in (("model", "exits", "model_args"), ("method", "preset", "method_args")))
     return _costs(network, method, about["num_classes"], about["image_size"])
 
+# %% ../../nbs/72_matching.ipynb #outputs-of
 def outputs_of(run: Run) -> tuple[Outputs, Outputs]:
     "Validation and test outputs of a run."
     return run.outputs("val"), run.outputs("test")
@@ -138,12 +142,14 @@ def exit_number(exit, num_exits: int) -> int | None:
         return num_exits
     return int(exit) if str(exit).isdigit() and int(exit) <= num_exits else None
 
+# %% ../../nbs/72_matching.ipynb #recorded
 @row_score("top1")
 @row_score("top5")
 def _recorded(run: Run, row) -> float | None:
     m = exit_number(row.exit, len(run.result["test"]["top1"]))
     return run.result["test"][row.metric][m - 1] if m else None
 
+# %% ../../nbs/72_matching.ipynb #budgeted
 @row_score("top5_budgeted")
 def _budgeted(run: Run, row) -> float | None:
     val, test = outputs_of(run)
@@ -166,12 +172,14 @@ def _gap(run: Run, row) -> tuple | None:
     m = int(row.exit)
     return (float(gaps[m].mean()), float(gaps[m].std())) if m in gaps else None
 
+# %% ../../nbs/72_matching.ipynb #budget-mode
 def budget_mode(run: Run, row) -> float | None:
     "Top-5 of the exit that is best on validation images within the budget (DBT)."
     cost = cost_of(run)[0]
     m = exit_number(row.exit, len(cost))
     return float(budget_table(*outputs_of(run), cost, 5).top5[m]) if m else None
 
+# %% ../../nbs/72_matching.ipynb #score-of
 def score_of(paper: Paper, run: Run, row) -> float | tuple | None:
     "What a run has for a published row; None where its record does not hold it."
     try:
@@ -180,6 +188,8 @@ def score_of(paper: Paper, run: Run, row) -> float | tuple | None:
         return None
 
 # %% ../../nbs/72_matching.ipynb #fill
+_NONE = dict(ours=np.nan, ours_std=np.nan, low=np.nan, high=np.nan, n=0, runs="")
+
 def _ours(paper: Paper, row, runs: list[Run]) -> dict:
     scores = [s for s in (score_of(paper, r, row) for r in runs) if s is not None]
     values = [s[0] if isinstance(s, tuple) else s for s in scores]
@@ -188,10 +198,18 @@ def _ours(paper: Paper, row, runs: list[Run]) -> dict:
     own = [s[1] for s in scores if isinstance(s, tuple)]
     pm = float(np.mean(own)) if own else float("nan") if best else spread(values, kind)
     mean = (max if best else np.mean)(values) if values else float("nan")
-    return dict(ours=mean, ours_std=pm, n=len(values), runs=" ".join(r.id for r in runs) if values else "")
+    low, high = _wilson(row.metric, values, runs)
+    return dict(ours=mean, ours_std=pm, low=low, high=high, n=len(values),
+                runs=" ".join(r.id for r in runs) if values else "")
 
+def _wilson(metric: str, values: list, runs: list) -> tuple[float, float]:
+    "The interval of one accuracy; NaN of several, and of what is no share of images."
+    share = metric in ("top1", "top5") and len(values) == len(runs)
+    return one_seed(values, map(images_tested, runs)) if share else (np.nan, np.nan)
+
+# %% ../../nbs/72_matching.ipynb #fill-rows
 def fill(item: Item, rows, runs, form: Form):
-    "Published rows with ours beside: ours, ours_std, n, runs (their ids); NaN where no run counts."
+    "Published rows with ours beside: mean, spread, interval of one seed, n, runs (their ids)."
     import pandas as pd
     places = {}
     for f in find(item, runs, form):
@@ -201,12 +219,11 @@ def fill(item: Item, rows, runs, form: Form):
         found = places.get((row.dataset, row.model_id, row.method), [])
         made = [_ours(item.paper, row, f.runs) for f in found if np.isfinite(row.value)]
         made = [m for m in made if m["n"]]
-        none = dict(ours=np.nan, ours_std=np.nan, n=0, runs="")
-        out.append(max(made, key=lambda m: m["ours"]) if made else none)
-    columns = ["ours", "ours_std", "n", "runs"]
-    return pd.concat([rows.reset_index(drop=True), pd.DataFrame(out, columns=columns)], axis=1)
+        out.append(max(made, key=lambda m: m["ours"]) if made else _NONE)
+    ours = pd.DataFrame(out, columns=list(_NONE))
+    return pd.concat([rows.reset_index(drop=True), ours], axis=1)
 
-# %% ../../nbs/72_matching.ipynb #network-numbers
+# %% ../../nbs/72_matching.ipynb #as-printed
 COSTS = ("macs_M", "macs_G", "gflops", "params_M")
 
 def as_printed(metric: str,               # of COSTS
@@ -214,6 +231,7 @@ def as_printed(metric: str,               # of COSTS
     "Our cost or parameters in the unit of a published number; EED doubles the rounded number."
     return dict(gflops=2*round(cost/1e9, 2), macs_M=cost/1e6, macs_G=cost/1e9, params_M=params/1e6)[metric]
 
+# %% ../../nbs/72_matching.ipynb #network-numbers
 @cache
 def network_numbers(paper: str, model: str, image_size: int) -> tuple[list, int]:
     "Cost of each exit as a paper counts, and parameters up to the last exit."
@@ -224,12 +242,13 @@ def network_numbers(paper: str, model: str, image_size: int) -> tuple[list, int]
     size = sum(p.numel() for part in (net.backbone.stages, net.heads[-1]) for p in part.parameters())
     return net.cost(convention, earlier), size
 
+# %% ../../nbs/72_matching.ipynb #fill-costs
 def fill_costs(rows):
     "Published costs and parameters with those of our networks beside."
     def ours(r) -> float:
         costs, size = network_numbers(r.paper, r.model_id, 224 if r.dataset == "224px" else 32)
         return as_printed(r.metric, costs[exit_number(r.exit, len(costs)) - 1], size)
-    return rows.assign(ours=[ours(r) for r in rows.itertuples()], ours_std=np.nan, n=0, runs="")
+    return rows.assign(**_NONE | dict(ours=[ours(r) for r in rows.itertuples()]))
 
 # %% ../../nbs/72_matching.ipynb #paper-rows
 def paper_rows(paper: str, table, runs=None, form: str = "full", instead: dict | None = None,
@@ -240,7 +259,7 @@ def paper_rows(paper: str, table, runs=None, form: str = "full", instead: dict |
     rows = published(paper, str(table))
     rows = rows.assign(**{c: rows[c].astype(object).where(rows[c].notna(), "") for c in ("exit", "note")})
     if not ours:
-        return rows.assign(ours=np.nan, ours_std=np.nan, n=0, runs="", difference=np.nan)
+        return rows.assign(**_NONE, difference=np.nan)
     index = by_identity(runs)
     cost = rows.metric.isin(COSTS)
     parts = [fill_costs(rows[cost])] if cost.any() else []

@@ -10,6 +10,8 @@ __all__ = ['Arm', 'Form', 'stand_in', 'Paper', 'Item', 'form_words', 'table_arms
 import importlib, pkgutil
 from dataclasses import dataclass, field
 
+from fastcore.basics import patch
+
 from ..arms import dataset_of
 from ..core import unknown
 from ..published_tables import published
@@ -18,9 +20,10 @@ from ..published_tables import published
 @dataclass(frozen=True)
 class Arm:
     "Runs that differ in their seeds only, and their place in a table or figure."
-    parameters: dict         # of train.ipynb; a teacher is a dict
+    parameters: dict         # of train.ipynb; a run to learn from is a dict
     labels: dict             # a table: dataset, model_id, method; a figure: what its function reads
 
+# %% ../../nbs/70_paper.ipynb #form
 @dataclass(frozen=True)
 class Form:
     "A way to make an item."
@@ -46,9 +49,9 @@ def stand_in(form: Form, p: dict) -> dict | None:
     data = dataset_of(p)
     instead = form.instead.get(data, data if form.rest else None)
     model = _other_network(form, p["model"])
-    teacher = p.get("method_args", {}).get("teacher")
-    taught = stand_in(form, teacher) if teacher else None
-    if instead is None or model is None or teacher and taught is None:
+    args = p.get("method_args", {})
+    sources = {k: stand_in(form, v) for k, v in args.items() if isinstance(v, dict)}
+    if instead is None or model is None or None in sources.values():
         return None
     dropped = {"recipe", "select", *(["images_per_class", "image_size"] if instead != data else [])}
     kept = {k: v for k, v in p.items() if k not in dropped}
@@ -58,7 +61,7 @@ def stand_in(form: Form, p: dict) -> dict | None:
     if instead != data:
         base, _, count = instead.partition("(")
         out |= dict(dataset=base) | (dict(images_per_class=int(count[:-1])) if count else {})
-    return out | (dict(method_args={**p["method_args"], "teacher": taught}) if teacher else {})
+    return out | (dict(method_args=args | sources) if sources else {})
 
 # %% ../../nbs/70_paper.ipynb #paper
 @dataclass
@@ -78,19 +81,23 @@ class Paper:
     items: dict = field(default_factory=dict)       # "table 2", "figure 5" → Item
     scores: dict = field(default_factory=dict)      # metric → its own reading of a run
 
-    def parameters(self, dataset: str, model: str, method: str) -> dict | None:
-        "The parameters of its runs of a method; None where the paper's name of a method is not one run's."
-        base, _, count = dataset.partition("(")
-        given = self.spelling.get(f"{method}@{base}", self.spelling.get(method))
-        if given is None or base not in self.data:
-            return None
-        images = dict(images_per_class=0 if dataset in self.full else int(count[:-1])) if count else {}
-        return dict(dataset=base) | images | dict(model=model) | self.base | self.data[base] \
-            | self.networks.get(model, {}) | given
+# %% ../../nbs/70_paper.ipynb #parameters
+@patch
+def parameters(self: Paper, dataset: str, model: str, method: str) -> dict | None:
+    "The parameters of its runs of a method; None where the paper's name of a method is not one run's."
+    base, _, count = dataset.partition("(")
+    given = self.spelling.get(f"{method}@{base}", self.spelling.get(method))
+    if given is None or base not in self.data:
+        return None
+    images = dict(images_per_class=0 if dataset in self.full else int(count[:-1])) if count else {}
+    return dict(dataset=base) | images | dict(model=model) | self.base | self.data[base] \
+        | self.networks.get(model, {}) | given
 
-    def replicates(self, seeds: int) -> list[dict]:
-        "The seeds of its repetitions."
-        return [dict(seed=i) | (dict(split_seed=i) if self.subsets else {}) for i in range(seeds)]
+# %% ../../nbs/70_paper.ipynb #replicates
+@patch
+def replicates(self: Paper, seeds: int) -> list[dict]:
+    "The seeds of its repetitions."
+    return [dict(seed=i) | (dict(split_seed=i) if self.subsets else {}) for i in range(seeds)]
 
 # %% ../../nbs/70_paper.ipynb #item
 @dataclass(frozen=True)
@@ -132,12 +139,14 @@ def table_arms(paper: Paper, number: str) -> list[Arm]:
             arms.append(Arm(p, key._asdict()))
     return arms
 
+# %% ../../nbs/70_paper.ipynb #declare
 def declare_table(paper: Paper, number: str, full: Form, quick: Form, more=(), note: str = ""):
     "A table of the paper; `more` are arms beside those that its rows name."
     arms = [*table_arms(paper, number), *more]
     paper.items[f"table {number}"] = Item(paper, f"table {number}", "", arms, dict(full=full, quick=quick),
                                           None, note)
 
+# %% ../../nbs/70_paper.ipynb #declare-figure
 def declare_figure(paper: Paper, number: str, shows: str, arms: list, full: Form, quick: Form,
                    note: str = ""):
     "Decorator: a figure of the paper, and the function that draws it."
@@ -155,6 +164,7 @@ def papers() -> dict[str, Paper]:
              for m in pkgutil.iter_modules(package.__path__)]
     return {p.name: p for p in sorted(found, key=lambda p: p.name)}
 
+# %% ../../nbs/70_paper.ipynb #item-of
 def item_of(paper: str, name: str) -> Item:    # name: "table 2", "figure 5"
     "A table or figure. Raises InputError if there is none."
     known = papers()
@@ -166,6 +176,7 @@ def item_of(paper: str, name: str) -> Item:    # name: "table 2", "figure 5"
         raise unknown(f"{kind} of {paper}:", number, items)
     return items[number]
 
+# %% ../../nbs/70_paper.ipynb #list-items
 def list_items(kind: str = "") -> list[tuple[str, str]]:    # "table", "figure"; "": both
     "Every table and figure that is declared: (paper, name)."
     return [(p, n) for p, paper in papers().items() for n in paper.items if n.startswith(kind)]
@@ -179,6 +190,7 @@ def list_tables() -> list[str]:
     rows = published()
     return sorted(set(rows.paper + " " + rows.table))
 
+# %% ../../nbs/70_paper.ipynb #figure-names
 def figure_names() -> list[str]:
     "Every figure, as 'mate 3', in the papers' order."
     names = [(p, n.removeprefix("figure ")) for p, n in list_items("figure")]

@@ -33,6 +33,7 @@ def _printed_designs() -> list[dict]:
                          classes=(120 if p == "mate" else 1000) if big else 100, earlier_heads=earlier))
     return rows
 
+# %% ../../nbs/74_zoo.ipynb #designs-all
 def designs() -> pd.DataFrame:
     "What is to be listed: a network, its exits, image size and classes, and the paper that has it so."
     rows = _printed_designs()
@@ -51,6 +52,7 @@ def _size(module) -> int:
 def _convolutions(module) -> int:
     return sum(isinstance(m, nn.Conv2d) for m in module.modules())
 
+# %% ../../nbs/74_zoo.ipynb #exit-rows-table
 def exit_rows(net: MultiExitNet, convention: str, earlier_heads: bool) -> pd.DataFrame:
     "One row per exit: convolutions before it, parameters and multiply-adds up to there, a paper's cost."
     def path(count):
@@ -70,6 +72,7 @@ def _published_costs(d: dict, num_exits: int) -> pd.DataFrame:
     p = p.assign(exit=p.exit.replace("main", str(num_exits)).astype(int))
     return p[["exit", "metric", "value"]].rename(columns=dict(value="published"))
 
+# %% ../../nbs/74_zoo.ipynb #zoo-rows
 def zoo(which: pd.DataFrame | None = None) -> pd.DataFrame:    # some rows of `designs()`; all by default
     "One row per exit of every network; what is published, where it is, and the difference in %."
     parts = []
@@ -114,6 +117,7 @@ def _network_line(r: pd.DataFrame, label: str) -> dict:
                 text=[""]*(len(r) - 1) + [label], textposition="middle right", textfont_size=9,
                 customdata=r.exit, hovertemplate=hover)
 
+# %% ../../nbs/74_zoo.ipynb #plot-depth
 def plot_cost_depth(rows: pd.DataFrame):     # from `zoo()`
     "Multiply-adds of every exit against its depth, a line per network, a panel per kind of exit."
     from plotly.subplots import make_subplots

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['SoftTemperature', 'TSquared', 'SoftWeight', 'SoftDistance', 'FeatureWeight', 'register', 'CHANGES', 'Task',
            'soft_weight', 'Step', 'nothing', 'Phase', 'Method', 'Beside', 'list_methods', 'hyperparameters',
-           'list_presets', 'preset_recipe', 'method_recipes', 'as_meant', 'all_as_meant', 'create_method',
-           'describe_method']
+           'learned_arguments', 'run_arguments', 'list_presets', 'preset_recipe', 'method_recipes', 'as_meant',
+           'all_as_meant', 'create_method', 'describe_method']
 
 # %% ../../nbs/30_method.ipynb #c02
 import importlib
@@ -292,6 +292,15 @@ def _preset(cls, preset: str) -> dict:
     if preset not in cls.presets:
         raise unknown(f"preset of {cls.name}", preset, cls.presets)
     return cls.presets[preset]
+
+# %% ../../nbs/30_method.ipynb #run-arguments
+def learned_arguments(name: str) -> dict[str, str]:
+    "The hyperparameters of a method for which a run's id may stand, each with what that run logged."
+    return {k: p.about.learned for k, p in hyperparameters(name).items() if p.about.learned}
+
+def run_arguments(name: str) -> set[str]:   # of a method, or of nothing that is known
+    "The hyperparameters of a method that may name a run."
+    return {"teacher", *(learned_arguments(name) if name in _discover() else ())}
 
 # %% ../../nbs/30_method.ipynb #list-presets
 def list_presets(name: str) -> list[str]:
