@@ -40,7 +40,7 @@ class Setup:
     "What is trained on what."
     dataset: Annotated[str, Param("digits, cifar10, cifar100, …, imagefolder:<path>, parquet:<path>"
                                   )] = "digits"
-    images_per_class: Annotated[int, Param("labelled images per class (validation too), the rest "
+    images_per_class: Annotated[int, Param("labelled images per class (validation too), others "
                                            "unlabelled; 0: as usual", 0, 1_000_000)] = 0
     image_size: Annotated[int, Param("pixels; 0: as the data set has them", 0, 4096)] = 0
     model: Annotated[str, Param("a registered network: tiny, resnet18, resnet20, vgg16, …")] = "tiny"
@@ -53,8 +53,8 @@ class Setup:
     method_args: Annotated[dict, Param("hyperparameters, e.g. -y '{method_args: {alpha: 1.5}}'"
                                        )] = field(default_factory=dict)
     recipe: Annotated[str, Param("a paper's schedule (mate, eed, …) for what is left at its default")] = ""
-    plugins: Annotated[str, Param("Python files with methods, networks or data sets of one's own, "
-                                  "with commas between")] = ""
+    plugins: Annotated[str, Param("Python files of one's own: methods, networks, data sets; "
+                                  "commas between")] = ""
     split_seed: Annotated[int, Param("of the validation split", 0, 2**63 - 1)] = 0
 
 # %% ../nbs/44_experiment.ipynb #place

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COLUMNS', 'PHASE', 'EVENT', 'tidy', 'tidy_table', 'phases_of', 'of_phase', 'read_history', 'last_matrix',
-           'with_event']
+           'with_event', 'read_events']
 
 # %% ../nbs/07_history.ipynb #c02
 import re
@@ -96,3 +96,15 @@ def with_event(before, epoch: float, name: str, old, value):
     if str(old) != str(value):
         rows.append(dict(epoch=epoch, name=name, old=old, value=value))
     return pd.DataFrame(rows, columns=list(EVENT))
+
+# %% ../nbs/07_history.ipynb #read-events
+def read_events(path: Path):
+    "Changes by hand as they were written: epoch, name, old, value. Raises InputError if they are damaged."
+    import numpy as np
+    import pandas as pd
+    table = read_table(path, EVENT)
+    moved = table[table["name"] != "fork"]
+    numbers = [table["epoch"], *(pd.to_numeric(moved[n], errors="coerce") for n in ("old", "value"))]
+    if table["name"].isna().any() or not all(np.isfinite(x.astype(float)).all() for x in numbers):
+        raise damaged(path, "a row that cannot be")
+    return table

@@ -18,8 +18,8 @@ from . import files
 from .checkpoints import snapshot_epochs, snapshot_name
 from .core import InputError, check_value, project_root, settings, unknown
 from .data import Splits, load_dataset
-from .files import Claim, damaged, json_text, read_table, read_tensors, write_file, write_json
-from .history import EVENT, read_history, tidy_table, with_event
+from .files import Claim, damaged, json_text, read_tensors, write_file, write_json
+from .history import read_events, read_history, tidy_table, with_event
 from .methods import CHANGES, as_meant, create_method
 from .models import create_model, options_as_meant
 from .outputs import Outputs, from_tensors, to_tensors
@@ -202,7 +202,7 @@ def log(self: Run, training: Training):
 @patch(as_prop=True)
 def events(self: Run):
     "What was changed during training, as a DataFrame: epoch (with its fraction), name, old, value."
-    return read_table(self.path/"events.csv", EVENT)
+    return read_events(self.path/"events.csv")
 
 # %% ../nbs/43_runs.ipynb #event
 @patch

@@ -36,7 +36,7 @@ def trained(folder: Path, id: str, **changes) -> Path:
         m.setenv("MULTIEXIT_RUNS", str(folder))
         p = {**PARAMETERS, "run_id": id, **changes}
         run = experiment.run_experiment(p, set(p), bar=False)
-        run.event(3.0, "stop", 3, 3 - run.parameters["seed"])
+        run.event(3.0, "stop", 4, 3 - run.parameters["seed"])
         run.release()
         return run.path
 
@@ -428,7 +428,7 @@ def test_a_run_steered_by_hand_says_so(whole, tmp_path):
     with pytest.raises(InputError, match="run mine was steered by hand.*lr moved at epoch 2.5"):
         run.check_resume()
     run.check_resume(steering=True)
-    assert list_runs().note.tolist() == ["stopped at epoch 3 of 3, lr moved at epoch 2.5"]
+    assert list_runs().note.tolist() == ["stopped at epoch 3 of 4, lr moved at epoch 2.5"]
 
 
 def test_a_steered_run_is_not_gone_on_with_by_the_command_line(whole, tmp_path):

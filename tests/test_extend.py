@@ -11,7 +11,7 @@ NEW = {
     "nbs/methods/next_exit.ipynb": "A method",
     "nbs/datasets/npz.ipynb": "A data set",
     "nbs/papers/byot.ipynb": "A paper",
-    "nbs/68_certainty_lab.ipynb": "A lab",
+    "nbs/69_certainty_lab.ipynb": "A lab",
 }
 LISTED = """if True:
     from multiexit_nb import experiment

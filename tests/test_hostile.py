@@ -97,6 +97,16 @@ def test_a_result_that_names_a_script_is_damaged(tmp_path):
     assert list(damaged_runs()) == ["bad"]
 
 
+def test_changes_by_hand_that_are_no_numbers_are_damage_and_hide_no_other_run(finished_run):
+    import shutil
+    other = finished_run.path.parent/"other"
+    shutil.copytree(finished_run.path, other)
+    for row in (f"1.0,stop,{HOSTILE[0]},2", "1.0,stop,2,1e999", "1e999,lr,0.1,0.2", "1.0,,0.1,0.2"):
+        (other/"events.csv").write_text(f"epoch,name,old,value\n{row}\n")
+        assert list_runs().set_index("run").state[finished_run.id] == "finished"
+        assert list(damaged_runs()) == ["other"]
+
+
 def test_no_pickle_is_opened(tmp_path):
     class Bomb:
         def __reduce__(self):

@@ -18,7 +18,7 @@ from . import (
 from ..parameters import Param
 
 # %% ../../nbs/methods/byot.ipynb #byot
-@register("byot")
+@register("byot", paper="Zhang et al. 2019")
 class BYOT(Method):
     "CE_M + Σ_{i<M} [(1−α) CE_i + α KD_T(M→i)] + β Σ_{i<M} feature(F_i, F_M): the deepest exit teaches."
     presets = {"default": {}, "mate": dict(ce_weight=1., alpha=1., temperature=3., recipe="mate"),

@@ -13,7 +13,7 @@ from . import Method, SoftTemperature, TSquared, register
 from ..parameters import Param
 
 # %% ../../nbs/methods/dks.ipynb #dks
-@register("dks")
+@register("dks", paper="Sun et al. 2019")
 class DKS(Method):
     "Σ_i CE_i + Σ_{i≠j} KD_T(j→i): every exit teaches every other."
     presets = {"default": {}, "code": dict(temperature=1.)}

@@ -12,7 +12,7 @@ from ..losses import labelled_mean, pairwise_kl
 from . import Method, SoftTemperature, register
 
 # %% ../../nbs/methods/dml.ipynb #dml
-@register("dml")
+@register("dml", paper="Zhang et al. 2018")
 class DML(Method):
     "Σ_i CE_i + 1/(n−1) Σ_{j≠i} KL(j→i)."
     presets = {"default": {}, "paper": dict(recipe="dih")}

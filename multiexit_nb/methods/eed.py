@@ -18,7 +18,7 @@ from . import (
 from ..parameters import Param
 
 # %% ../../nbs/methods/eed.ipynb #eed
-@register("eed")
+@register("eed", paper="Lee & Lee 2021")
 class EED(Method):
     "Σ_i {CE_i + α l_z(z_i, G_z) + β l_f(F_i, G_f)}: the mean of the exits teaches every exit."
     presets = {"default": {}, "paper": dict(alpha=1., beta=1., t_squared=False, recipe="eed"),

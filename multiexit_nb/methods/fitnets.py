@@ -43,7 +43,7 @@ def regressor(have: tuple, want: tuple) -> nn.Module:
     return nn.Conv2d(have[0], want[0], 1) if len(have) == 3 else nn.Linear(have[0], want[0])
 
 # %% ../../nbs/methods/fitnets.ipynb #fitnets
-@register("fitnets")
+@register("fitnets", paper="Romero et al. 2015")
 class FitNets(Taught):
     "Hint phase: mean squared error of guided and hint map; then `kd`."
     def __init__(

@@ -10,6 +10,6 @@ from . import register
 from ..teachers import Taught
 
 # %% ../../nbs/methods/kd.ipynb #kd
-@register("kd")
+@register("kd", paper="Hinton et al. 2015")
 class KD(Taught):
     "Σ_i α KD_τ(teacher→i) + (1−α) CE_i: Hinton's distillation from a finished run."

@@ -20,7 +20,7 @@ from ..parameters import Param
 from ..teachers import SoftShare, Tau, Taught
 
 # %% ../../nbs/methods/takd.ipynb #takd
-@register("takd")
+@register("takd", paper="Mirzadeh et al. 2020")
 class TAKD(Taught):
     "`kd` from the teacher through assistants to the student."
     def __init__(

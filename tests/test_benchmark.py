@@ -1,0 +1,36 @@
+"The notebook benchmark: every part measures, and what is no part is one line."
+import os
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+from project import ROOT
+
+
+def papermill(top, **given):
+    (top/"settings.ini").write_text("[multiexit_nb]\n")
+    (top/"data"/"results").mkdir(parents=True)
+    said = [word for name, value in given.items() for word in ("-p", name, str(value))]
+    command = [sys.executable, "-m", "papermill", ROOT/"nbs"/"benchmark.ipynb", top/"out.ipynb", *said]
+    env = {**os.environ, "MULTIEXIT_ROOT": str(top), "MULTIEXIT_DEVICE": "cpu"}
+    return subprocess.run(command, cwd=top, env=env, capture_output=True, text=True)
+
+
+@pytest.mark.slow
+def test_every_part_measures(tmp_path):
+    done = papermill(tmp_path, small=True, repeats=1, keep=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = pd.read_csv(tmp_path/"data"/"results"/"benchmark.csv")
+    assert set(rows.part) == {"training", "where", "curves", "exits", "gamma", "growth", "analyses", "start"}
+    assert (rows.low <= rows["median"]).all() and (rows["median"] <= rows.high).all()
+    assert rows["median"][rows.unit.isin(["s", "×", "GB"])].gt(0).all()
+    shares = rows[rows.part == "where"].groupby("case")["median"].sum()
+    assert shares.between(99.9, 100.1).all()
+    start = rows[rows.part == "start"].set_index("quantity")["median"]
+    assert start["the interpreter"] < start["and PyTorch"]
+
+
+def test_what_is_no_part_is_one_line(tmp_path):
+    done = papermill(tmp_path, parts="trainig")
+    assert done.returncode and "unknown part 'trainig'. Did you mean 'training'?" in done.stderr
