@@ -19,6 +19,7 @@ import torch
 from .core import InputError, unknown
 from .data import dataset_info
 from .datasets import has_unlabelled
+from .experiment import PARAMETERS
 from .methods import CHANGES, create_method, run_arguments
 from .models import create_model, exits_of
 from .recipe import Recipe
@@ -115,9 +116,12 @@ def method_name(p: dict) -> str:
     return p["method"] + (f" ({', '.join(parts)})" if parts else "")
 
 # %% ../nbs/49_arms.ipynb #arm-of
+_DEFAULTS = {name: parameter.default for name, parameter in PARAMETERS.items()}
+
 def arm_of(p: dict) -> dict:
     "The settings that make an arm: everything but seeds and what only changes the speed."
-    kept = {k: v for k, v in p.items() if k not in _TECHNICAL and v not in ("", {}, None)}
+    said = _DEFAULTS | p
+    kept = {k: v for k, v in said.items() if k not in _TECHNICAL and v not in ("", {}, None)}
     return {k: list(v) if isinstance(v, tuple) else v for k, v in kept.items()}
 
 # %% ../nbs/49_arms.ipynb #arm-names
@@ -129,7 +133,7 @@ def arm_names(parameters: list[dict]) -> list[str]:
     for arm, key in zip(arms, keys, strict=True):
         others = [a for a, k in zip(arms, keys, strict=True) if k == key]
         differ = sorted(k for k in set().union(*others) if len({repr(a.get(k)) for a in others}) > 1)
-        names.append(key[2] + "".join(f", {k}={arm.get(k)}" for k in differ))
+        names.append(key[2] + "".join(f", {k}={arm[k]}" for k in differ if k in arm))
     return names
 
 # %% ../nbs/49_arms.ipynb #by-arm

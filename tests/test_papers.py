@@ -75,11 +75,12 @@ def history(M: int, epochs: int) -> str:
     for e in at:
         for m in range(1, M + 1):
             for split in ("val", "test"):
-                for metric, value in (("top1", 50 + m), ("anytime", 50 + m), ("gap", 1 + e % 2)):
+                top = 50 + m + e/epochs
+                for metric, value in (("top1", top), ("anytime", top), ("gap", 1 + e % 2)):
                     rows += [(e, split, m, metric, value)]
-                rows += [(e, split, i, f"weights/{m}", 1/M) for i in range(1, M + 1)]
-            rows += [(e, "train", m, "top1", 60 + m)]
-        rows += [(e, "train", None, "temperature", 1.05**(e//30))]
+                rows += [(e, split, i, f"weights/{m}", (1 + (i == m)*e/epochs)/M) for i in range(1, M + 1)]
+            rows += [(e, "train", m, "top1", 60 + m + e/epochs)]
+        rows += [(e, "train", None, "temperature", 1.05**min(e, 20))]
     table = pd.DataFrame(rows, columns=["epoch", "split", "exit", "metric", "value"])
     return table.astype(dict(exit="Int64")).to_csv(index=False)
 
@@ -165,6 +166,25 @@ def test_no_run_is_trained_twice(standing):
     kind, index, ids = standing
     count = sum(len(runs) for runs in index.found.values())
     assert count == len(ids), "cells that differ in nothing that matters"
+
+
+def test_a_figure_that_would_say_nothing_is_a_sentence(tmp_path):
+    "A temperature that stayed where it was; a run that recorded nothing that the figure shows."
+    small = dict(dataset="digits", images_per_class=40, model="msdnet", exits="msdnet", epochs=8,
+                 batch_size=32, model_args=dict(num_exits=4, channels=8, growth=4), unlabelled_ratio=0.0)
+    run = arms.example_run(tmp_path, "dbt", 0, [50, 60, 70, 80], preset="paper", **small)
+    instead = {"cifar100(150)": "digits(40)", "msdnet_dbt_cifar": "msdnet"}
+    with pytest.raises(InputError, match="DBT Figure 6.*no temperature"):
+        pub.paper_figure("dbt", 6, [run], instead=instead)
+    rows = [(e, "train", None, "temperature", 1.0) for e in range(1, 9)]
+    table = pd.DataFrame(rows, columns=["epoch", "split", "exit", "metric", "value"])
+    table.astype(dict(exit="Int64")).to_csv(run.path/"history.csv", index=False)
+    g = torch.Generator().manual_seed(0)
+    outputs = {f"{s}.logits": torch.randn(4, 40, 10, generator=g).half() for s in ("val", "test")}
+    labels = {f"{s}.labels": torch.arange(40) % 10 for s in ("val", "test")}
+    save_file(outputs | labels, run.path/"outputs.safetensors")
+    with pytest.raises(InputError, match=r"DBT Figure 6 would say nothing: nothing in it varies \(1, 0.5\)"):
+        pub.paper_figure("dbt", 6, [run], instead=instead)
 
 
 def test_every_figure_is_drawn(standing):

@@ -6,6 +6,8 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from safetensors.torch import save_file
 from scipy import stats
 
 from multiexit_nb import arms, experiment
@@ -131,11 +133,11 @@ def test_three_forms_hold_the_same_numbers(runs, tmp_path):
     assert f"**{cell}**".replace(" ", "\u00a0") in md
     assert (r"\textbf{" + cell + "}").replace("±", r"$\pm$") in latex
     rows = [line for line in md.splitlines() if line.startswith("|")]
-    assert len(rows) == 6 and len({line.count("|") for line in rows}) == 1
+    assert len(rows) == 2 + 3 and len({line.count("|") for line in rows}) == 1
     body = latex.split(r"\midrule")[1].split(r"\bottomrule")[0].strip().splitlines()
     assert latex.count(r"\toprule") == 1
-    assert len(body) == 4
-    assert all(line.count("&") == 5 and line.endswith(r"\\") for line in body)
+    assert len(body) == 3
+    assert all(line.count("&") == 6 and line.endswith(r"\\") for line in body)
     back = pd.read_csv(io.StringIO(table.csv()))
     assert back.query("method == 'mate (paper)' and exit == 1")["mean"].item() == pytest.approx(x.mean())
     files = report.save_table(table, tmp_path/"out", "accuracy")
@@ -178,7 +180,49 @@ def test_nothing_bold_that_is_noise(tmp_path):
     for seed, (a, b) in enumerate(((70., 70.3), (71., 70.9), (70.5, 70.8))):
         arms.example_run(tmp_path, "eed", seed, [a, 80 + seed/100])
         arms.example_run(tmp_path, "mate", seed, [b, 90 + seed/100])
-    assert report.table_by_exit(report.results(tmp_path)).bold == {(1, 1)}
+    table = report.table_by_exit(report.results(tmp_path))
+    assert [(table.cells.index[i][2], j) for i, j in table.bold] == [("mate", 1)]
+
+
+def test_a_table_has_the_arms_of_each_network_only(tmp_path):
+    "Two networks, with and without a hand in it: no column of dashes, and no settings that nobody set."
+    arms.example_run(tmp_path, "eed", 0, [70, 71], batch_size=128, lr=0.1)
+    arms.example_run(tmp_path, "eed", 1, [70, 71])
+    arms.example_run(tmp_path, "eed", 2, [70, 71]).event(1.5, "alpha", 3., 1.)
+    arms.example_run(tmp_path, "kd", 0, [70, 71, 72], model="resnet18")
+    table = report.table_by_exit(report.results(tmp_path))
+    names = {key[1:] for key in table.cells.index}
+    assert names == {("tiny", "eed"), ("tiny", "eed, by hand=alpha moved at epoch 1.5"), ("resnet18", "kd")}
+    assert table.cells.loc[("digits", "resnet18", "kd"), "exit 3"] == "72.00"
+    assert table.numbers.set_index(["method", "exit"]).n.loc[("eed", 1)] == 2
+
+
+def test_one_seed_has_wilsons_interval(tmp_path):
+    "Of as many images as the result says; an old run's, as its outputs do; else none."
+    said, kept, unknown = (arms.example_run(tmp_path, m, 0, [75., 80.]) for m in ("eed", "mate", "dks"))
+    result = json.loads((said.path/"result.json").read_text())
+    (said.path/"result.json").write_text(json.dumps(result | dict(test_images=100)))
+    logits = torch.randn(2, 400, 10).half()
+    save_file({"test.logits": logits, "test.labels": torch.arange(400) % 10}, kept.path/"outputs.safetensors")
+    assert [report.images_tested(run) for run in (said, kept, unknown)] == [100, 400, None]
+    table = report.table_by_exit(report.results(tmp_path))
+    low, high = report.accuracy_interval(75., 400)
+    at = table.cells["exit 1"].droplevel([0, 1])
+    assert at["mate"] == f"75.00 [{low:.1f}, {high:.1f}]" and at["dks"] == "75.00"
+    assert report.WILSON in table.notes
+
+
+def test_every_number_leads_to_its_runs(runs):
+    res = report.results(runs)
+    for table in (report.table_by_exit(res), report.table_of_primary(report.primary_tests(res)),
+                  report.table_of_tests(report.paired_tests(res, "mate (paper)"))):
+        ids = {i for found in table.runs.values() for i in found}
+        assert ids == {r.id for r in arms.finished_runs(runs)}
+        text = table._repr_markdown_()
+        assert f"<summary>{len(ids)} runs behind these numbers</summary>" in text
+    instead = dict(cub200="digits", resnet18="tiny")
+    fig = pub.paper_figure("mate", 5, runs, instead=instead)
+    assert {len(ids) for ids in fig.layout.meta["runs"].values()} == {4}
 
 
 def test_best_test_and_steered_runs_are_marked(tmp_path):

@@ -154,7 +154,8 @@ def paired_tests(results,              # of `results()`
                 d = (values[a][m] - values[b][m]).dropna()
                 own = g[g.method.isin((a, b)) & (g.exit == m) & g.seed.isin(d.index)].run
                 row = dict(dataset=data, model=model, metric=metric, method=a, other=b, exit=m)
-                rows.append(row | _difference(d, test) | dict(runs=" ".join(own)))
+                if len(d):
+                    rows.append(row | _difference(d, test) | dict(runs=" ".join(own)))
         if rows:
             parts.append(pd.DataFrame(rows).assign(p_holm=holm([r["p"] for r in rows])))
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
@@ -319,8 +320,19 @@ def best_of_row(means, half) -> int | None:
     return int(first) if means[first] - half[first] > means[second] + half[second] else None
 
 # %% ../../nbs/58_statistics.ipynb #table-by-exit
+def _best_cells(means, half) -> frozenset:    # rows: data set, network, method; columns: exits
+    "The cells that are best of their exit, among the methods of a data set and network."
+    subjects, found = {}, set()
+    for i, key in enumerate(means.index):
+        subjects.setdefault(key[:2], []).append(i)
+    for rows in subjects.values():
+        for j in range(means.shape[1]):
+            best = best_of_row(means.to_numpy(float)[rows, j], half.to_numpy(float)[rows, j])
+            found |= set() if best is None else {(rows[best], j)}
+    return frozenset(found)
+
 def table_by_exit(results, metric: str = "top1", pm: str = "std") -> Table:
-    "Rows: data set, network, exit; columns: methods; mean ± spread over seeds."
+    "Rows: data set, network, method; columns: exits; mean ± spread over seeds."
     s = summary(results[results.metric == metric])
     if not len(s):
         raise InputError(f"metric={metric!r}: no run has it")
@@ -328,13 +340,14 @@ def table_by_exit(results, metric: str = "top1", pm: str = "std") -> Table:
     told = [number(*x) + interval_text(*y) + t
             for *x, t, y in zip(s["mean"], s[pm], sign, zip(s.low, s.high), strict=True)]
     cells = s.assign(cell=told)
+    index = ["dataset", "model", "method"]
+    order = [key for _, part in s.groupby(index[:2], sort=False)
+             for key in dict.fromkeys(zip(*map(part.get, index)))]
     def wide(column, table=s):
-        t = table.pivot(index=["dataset", "model", "exit"], columns="method", values=column)
-        return t[list(dict.fromkeys(s.method))]
-    half = wide("ci").to_numpy(float)
-    best = [best_of_row(r, h) for r, h in zip(wide("mean").to_numpy(float), half, strict=True)]
-    bold = frozenset((i, j) for i, j in enumerate(best) if j is not None)
+        return table.pivot(index=index, columns="exit", values=column).loc[order]
+    bold = _best_cells(wide("mean"), wide("ci"))
     shown = wide("cell", cells).fillna("–").rename_axis(index=dict(model="network"), columns=None)
+    shown.columns = [f"exit {m}" for m in shown.columns]
     notes = [f"± {SPREADS[pm]}, {seeds_note(s.n)}", WILSON*bool(s.low.notna().any()),
              BOLD if bold else "No method is best beyond the intervals, so none is bold."]
     marks = sorted(set(s.marked) - {""})

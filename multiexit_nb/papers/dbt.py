@@ -94,7 +94,7 @@ def figure_6(found):
     run = found[0].runs[-1]
     t = compare.temperatures(run.history)
     if not len(t):
-        raise InputError(f"figure dbt 6: run {run.id} logged no temperature")
+        raise InputError(f"DBT Figure 6: run {run.id} logged no temperature")
     plain, tempered = (_confidence(run.history, n) for n in ("confidence", "tempered_confidence"))
     test = run.outputs("test")
     at_end = tuple(float(test.confidence("max", [tau]*test.num_exits)[-1].mean())
