@@ -1730,6 +1730,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'multiexit_nb.predict.about_images': ('predict.html#about_images', 'multiexit_nb/predict.py'),
                                       'multiexit_nb.predict.as_pixels': ('predict.html#as_pixels', 'multiexit_nb/predict.py'),
                                       'multiexit_nb.predict.at_share': ('predict.html#at_share', 'multiexit_nb/predict.py'),
+                                      'multiexit_nb.predict.check_images': ('predict.html#check_images', 'multiexit_nb/predict.py'),
                                       'multiexit_nb.predict.early_exit': ('predict.html#early_exit', 'multiexit_nb/predict.py'),
                                       'multiexit_nb.predict.exits_in_turn': ('predict.html#exits_in_turn', 'multiexit_nb/predict.py'),
                                       'multiexit_nb.predict.sparing': ('predict.html#sparing', 'multiexit_nb/predict.py'),
