@@ -126,9 +126,9 @@ def test_axe_finds_nothing_serious(labs, name, theme):
             assert not found, [(v["id"], v["nodes"][0]["html"][:200]) for v in found]
 
 
-FOCUSABLE = """(() => [...document.querySelector('.mx-lab').querySelectorAll(
-    'select, input, button, summary, .noUi-handle')].filter(e => e.offsetParent && !e.disabled
-    && !e.closest('.noUi-target[disabled]')))()"""
+FOCUSABLE = """[...document.querySelector('.mx-lab').querySelectorAll(
+        'select, input, button, summary, .noUi-handle, [contenteditable=true]')
+    ].filter(e => e.offsetParent && !e.disabled && !e.closest('[disabled]'))"""
 
 
 @pytest.mark.parametrize("name", NAMES)

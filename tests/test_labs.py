@@ -1,10 +1,12 @@
 """The labs train and exits without a browser: what buttons and sliders do."""
 
+import json
 import time
 
 import pytest
 import torch
 from lab_page import CHROMIUM, until
+from project import ROOT
 from tiny import TINY
 
 from multiexit_nb import exits_lab, lab_figures, steer, train_lab, widgets
@@ -383,3 +385,12 @@ def test_plotly_travels_once_and_a_figure_asks_for_what_it_is(monkeypatch):
     assert [m["method"] for m in sent] == ["update", "custom"]
     state = sent[0]["state"]
     assert state["_widget_layout"]["title"]["text"] == "now" and len(state["_widget_data"]) == 1
+
+
+def test_no_page_of_a_lab_speaks_of_a_cell_that_voila_hides():
+    "How a cell is run is said in the cell: voila shows the prose, and no code."
+    for path in sorted((ROOT/"nbs"/"labs").glob("*.ipynb")):
+        cells = json.loads(path.read_text())["cells"]
+        prose = "".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
+        code = "".join("".join(c["source"]) for c in cells if c["cell_type"] == "code")
+        assert "Shift + Enter" not in prose and "Shift + Enter" in code, path.name

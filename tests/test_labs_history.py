@@ -135,6 +135,13 @@ def test_the_slider_moves_through_the_epochs(runs):
     )
 
 
+def test_the_curves_lab_opens_with_plain_finished_runs_of_one_subject(runs):
+    runs[1].event(2, "lr", 0.1, 0.01)
+    known = [Run(r.path) for r in (runs[6], runs[1], runs[0], runs[4], runs[5])]
+    chosen = curves_lab.first_runs(known)  # not the unfinished one, the steered one, another network's
+    assert [r.path for r in chosen] == [runs[0].path, runs[4].path]
+
+
 def test_a_second_run_stands_beside_the_first_at_the_same_epoch(runs):
     lab = fine(weights_lab.WeightsLab(runs[0]))
     offered = {r for _, r in lab.beside.options if r}

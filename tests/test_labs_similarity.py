@@ -107,6 +107,22 @@ def test_two_runs_stand_below_each_other_in_one_order(small):
     assert len(lab.pictures.data) == 2 and lab.exits[1].disabled
 
 
+def test_pointing_at_a_cell_shows_its_two_images(small):
+    from plotly.callbacks import InputDeviceState, Points
+
+    heat, d = small.pictures.data[0], next(iter(small.shown.values()))
+    for f in heat._hover_callbacks:
+        f(heat, Points([[1, 5]], [5], [1], "", 0), InputDeviceState())
+    images = [int(d.index[i][1]) for i in (1, 5)]
+    assert all(f'alt="image {i}:' in small.pair.value for i in images)
+    assert small.pair.value.count("<img") == 2
+    assert f"{d.iloc[1, 5]:.3g}</b> apart" in small.pair.value
+
+
+def test_a_button_that_is_grey_says_why(small):
+    assert small.again.disabled and "not now: what is shown is what is wanted" == small.again.tooltip
+
+
 def test_the_draw_of_images_is_what_its_controls_say(small):
     lab = small
     labels = lab.tested[lab.first.value.id].labels
@@ -335,6 +351,9 @@ def test_confusion_of_a_thousand_classes_sends_little(runs, sent):
     lab.turn()
     size = sum(sent)
     assert not lab.line.value and len(lab.parts) == 40 and 5_000 < size < 200_000, size
+    whole = lab.table.to_numpy(float)
+    assert lab.matrix.data[0].zmax == lab.full_colour() < np.where(np.eye(40), 0, whole).max()
+    assert not any("others" in text for text, _ in lab.common.options)  # no mistake to begin with
     sent.clear()
     lab.grouping.value = "bins"
     assert sum(sent) < 200_000 and list(lab.parts)[0] == "class 0 … class 24"

@@ -74,12 +74,12 @@ def plot_losses(history):
     return fig.update_yaxes(type="log", dtick="D2") if positive else fig
 
 # %% ../../nbs/51_curves.ipynb #plot-cost
-def plot_cost(cost: list[int],    # multiply-adds of each exit for one image
+def plot_cost(cost: list[int],    # of each exit: `net.cost()`
               top1: list[float],  # per cent
               anytime: list[float] | None = None, name: str = "test"):
     "Top-1 of each exit against what it costs to get there."
-    fig = figure(f"What an exit costs and gives ({name})", "multiply-adds for one image", "top-1 (%)",
-                 showlegend=anytime is not None)
+    fig = figure(f"What an exit costs and gives ({name})", "multiply-adds for one image (no earlier heads)",
+                 "top-1 (%)", showlegend=anytime is not None)
     symbols = [MARKERS[m % len(MARKERS)] for m in range(len(cost))]
     fig.add_scatter(x=cost, y=top1, mode="lines+markers+text", name="exit alone",
                     line=dict(color=GREY, width=1),
