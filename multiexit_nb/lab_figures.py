@@ -115,7 +115,7 @@ _LEGEND = dict(orientation="h", xref="container", yref="container", x=0, xanchor
 def _legend_above(fig, height: int, width: int) -> int:
     "Put the legend below the title; how many rows it takes."
     names = [t.name for t in fig.data if t.name and t.showlegend is not False]
-    if len(names) < 2 or fig.layout.showlegend is False:
+    if not names or len(fig.data) < 2 or fig.layout.showlegend is False:
         return 0
     fig.update_layout(legend=dict(_LEGEND, y=1 - 24 / height))
     return -(-sum(42 + 6 * len(n) for n in names) // (width - 20))

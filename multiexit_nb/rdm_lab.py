@@ -66,7 +66,7 @@ def make_controls(self: RdmLab):
     self.after = pick("after", "what stands for the classifier's answer", ["probabilities", "logits"])
     self.by = pick("between", "every image, or the mean of each class", ["images", "classes"])
     self.order = pick("order", "by class, or what is alike together (clustering)", rdm.ORDERS)
-    self.measure = pick("compare by", "how two matrices are compared", rdm.MEASURES)
+    self.measure = pick("measure", "how two matrices are compared", rdm.MEASURES)
     self.classes = W.SelectMultiple(description="classes", tooltip="several with Shift or Ctrl", rows=4)
     self.per_class = whole("per class", 1, "images of every class", 1, 1)
     self.seed = whole("draw", 0, "another number draws other images", 0, 10_000)

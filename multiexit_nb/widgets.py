@@ -310,15 +310,17 @@ _PARTS = """
 
 # %% ../nbs/60_widgets.ipynb #frame-names
 _NAMES = """
+const said = widget => widget?.querySelector(".widget-label")?.textContent || widget?.title;
 const name = lab => {
-  lab.querySelectorAll(".jupyter-widgets").forEach(x => {
-    const label = x.querySelector(":scope > .widget-label")?.textContent || x.title;
-    const parts = x.querySelectorAll(":scope > select, :scope > input, .noUi-handle");
-    parts.forEach(y => { if (label && !y.ariaLabel) y.ariaLabel = label; });
+  lab.querySelectorAll("select, input, .noUi-handle").forEach(x => {
+    const label = said(x.closest(".widget-slider")) || said(x.closest(".jupyter-widgets"));
+    if (label && !x.ariaLabel) x.ariaLabel = label;
+  });
+  lab.querySelectorAll("button").forEach(x => {
+    const icon = x.querySelector("i")?.className.replace(/.*fa-/, "");
+    if (!x.textContent.trim() && !x.ariaLabel) x.ariaLabel = x.title || icon;
   });
   lab.querySelectorAll(".mx-line, .mx-status").forEach(x => x.setAttribute("role", "status"));
-  for (const b of lab.querySelectorAll("button"))
-    if (!b.textContent.trim() && b.title) b.ariaLabel = b.title;
 };
 """
 
