@@ -166,7 +166,7 @@ def numbers_twice(files: list[str]) -> list[str]:
     return [f"{n}: {' and '.join(found)}" for n, found in standing.items() if len(found) > 1]
 
 
-def test_each_number_is_one_notebook():
+def test_floors_have_one_notebook_a_number():
     assert not numbers_twice(notebooks())
     twice = ["nbs/10_data.ipynb", "nbs/10_images.ipynb", "nbs/11_losses.ipynb", "nbs/labs/10_x.ipynb"]
     assert numbers_twice(twice) == ["10: nbs/10_data.ipynb and nbs/10_images.ipynb"]

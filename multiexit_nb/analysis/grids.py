@@ -15,16 +15,26 @@ from .paper import Item, form_words, papers, stand_in
 def _key(p) -> str:
     return repr(sorted(p.items(), key=str))
 
+def _sources(p: dict) -> dict[str, dict]:
+    "Whom an arm learns from: hyperparameter → parameters."
+    return {k: v for k, v in p.get("method_args", {}).items() if isinstance(v, dict)}
+
+def _called(hyperparameter: str, p: dict) -> str:
+    words = [p["method"], *map(str, p.get("method_args", {}).values())]
+    return p["model"] if hyperparameter == "teacher" else "-".join(words)
+
 def grid_lines(arms: list[dict]) -> list[dict]:
-    "Parameters as lines of a grid: teachers before their students, called by their network's name."
+    "Parameters as lines of a grid, those that others learn from first and with a name."
     lines = {}
     for p in arms:
-        teacher = p.get("method_args", {}).get("teacher")
-        if teacher:
-            line = lines.pop(_key(teacher), teacher)
-            lines[_key(teacher)] = {"name": teacher["model"], **line}
-            p = {**p, "method_args": {**p["method_args"], "teacher": teacher["model"]}}
-        lines.setdefault(_key(p), p)
+        own, names = p, {}
+        for k, source in _sources(p).items():
+            line = lines.pop(_key(source), source)
+            lines[_key(source)] = {"name": _called(k, source), **line}
+            names[k] = lines[_key(source)]["name"]
+        if names:
+            own = {**p, "method_args": p["method_args"] | names}
+        lines.setdefault(_key(own), own)
     return sorted(lines.values(), key=lambda line: "name" not in line)
 
 # %% ../../nbs/71_grids.ipynb #product
@@ -75,7 +85,7 @@ def grid_of(kind: str, name: str) -> dict:
     arms = arms_of(kind, name)
     paper = items_of(kind, name)[0].paper
     counts = {n for _, n in arms}
-    teachers = any("teacher" in p.get("method_args", {}) for p, _ in arms)
+    teachers = any(_sources(p) for p, _ in arms)
     lines, axes = grid_lines([p for p, _ in arms]), {}
     if paper.subsets or len(counts) > 1 and not teachers:
         seeds = {_key(p): n for p, n in arms}
