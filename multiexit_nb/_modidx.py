@@ -317,6 +317,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                 'multiexit_nb/analysis/published.py'),
                                                  'multiexit_nb.analysis.published._sorted_rows': ( 'published.html#_sorted_rows',
                                                                                                    'multiexit_nb/analysis/published.py'),
+                                                 'multiexit_nb.analysis.published._stood_in': ( 'published.html#_stood_in',
+                                                                                                'multiexit_nb/analysis/published.py'),
                                                  'multiexit_nb.analysis.published._text': ( 'published.html#_text',
                                                                                             'multiexit_nb/analysis/published.py'),
                                                  'multiexit_nb.analysis.published._trained_by': ( 'published.html#_trained_by',
