@@ -35,13 +35,17 @@ def largest_that_fits(attempt: Callable[[int], object],   # called with a number
     return 0, None
 
 # %% ../nbs/37_memory.ipynb #no-room
-def no_room(device, asked: int, fits: int) -> InputError:
-    "The error for a batch that was too large: `fits` images are known to go, 0 if none do."
+def no_room(device, asked: int,
+            fits: int | None     # images that were seen to go; 0: none do; None: nobody tried
+           ) -> InputError:
+    "The error for a batch that was too large."
     lost = f"batch_size={asked}: no memory left on {device}"
-    if not fits:
-        return InputError(f"{lost}, and not for a step of 2 images either: is another program using it? "
-                          "A smaller network or image_size needs less")
-    return InputError(f"{lost}. A step with batch_size={fits} fits")
+    if fits:
+        return InputError(f"{lost}. A step with batch_size={fits} fits")
+    if fits is None:
+        return InputError(f"{lost}. A smaller batch_size, image_size or network needs less")
+    return InputError(f"{lost}, and not for 2 images either: is another program using it? "
+                      "A smaller network or image_size needs less")
 
 # %% ../nbs/37_memory.ipynb #gigabytes-in-use
 def gigabytes_in_use(device: torch.device) -> float:

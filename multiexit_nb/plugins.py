@@ -34,7 +34,7 @@ def _place(e: Exception, file: Path) -> str:
         at = at.tb_next
     return f", line {found}" if found else ""
 
-# %% ../nbs/15_plugins.ipynb #load-plugins
+# %% ../nbs/15_plugins.ipynb #run-plugin
 _ran = {}      # file -> SHA-256 of its text when it ran
 
 def _run(file: Path):
@@ -49,13 +49,19 @@ def _run(file: Path):
     _ran[str(file)] = digest     # it may itself ask for what is registered
     module = types.ModuleType(f"plugin_{file.stem}")
     module.__file__ = str(file)
+    before = sys.modules.get(module.__name__)
     sys.modules[module.__name__] = module
     try:
         exec(compile(text, file, "exec"), vars(module))
     except Exception as e:
         _ran.pop(str(file))
+        if before is None:
+            del sys.modules[module.__name__]
+        else:
+            sys.modules[module.__name__] = before
         raise InputError(f"plugins: {file.name}{_place(e, file)}: {type(e).__name__}: {e}") from None
 
+# %% ../nbs/15_plugins.ipynb #load-plugins
 def load_plugins(names: str = "") -> dict[str, str]:
     "Run the files that settings.ini names, and these; every file that has run, with its SHA-256."
     for name in plugin_names(settings()["plugins"]) + plugin_names(names):

@@ -20,6 +20,7 @@ from .checkpoints import check_identity, identity, load_checkpoint, save_checkpo
 from .data import Split, Splits, halves
 from .evaluate import Evaluation, evaluate
 from .files import exists, to_json
+from .memory import gigabytes_in_use, is_full, largest_that_fits, no_room
 from .methods import Phase, Step
 from .processes import of_each, of_first, process_mean, process_sum, rank_and_size, synchronise
 from .recipe import Recipe, learning_rate
@@ -122,15 +123,12 @@ def set_out(self: Training, p: Phase):
 @patch
 def start(self: Training, saved: dict | None) -> Training:
     "Decide what is auto, enter the phase, and take over a checkpoint."
-    def batch():
-        unlabelled = "unlabelled" in self.method.needs
-        return next(training_batches(self.data, self.recipe, 1, self.device, unlabelled))
     phase = saved.get("phase", 0) if saved else 0
     self.enter(phase, begin=not saved)
     if saved:
         self.decided = SpeedChoice(**saved["decided"])
     else:
-        self.decided = of_first(decide(self.recipe, self.net, self.method, self.device, batch))
+        self.decided = of_first(decide(self.recipe, self.net, self.method, self.device, self.batch))
     self.enter(phase, begin=False)
     rank = rank_and_size()[0]
     if saved:
@@ -215,10 +213,15 @@ def evaluation(self: Training, split: str,    # "train", "val" or "test"
     "The network, as it is, on a split."
     d = self.decided
     method = self.method if self.phase == len(self.plan) - 1 else None
-    with use_threads(d.threads):
+    def scored(size):
         return evaluate(self.learner, getattr(self.data, split), method, device=self.device,
-                        precision=d.precision, channels_last=d.channels_last,
-                        batch_size=max(256, self.recipe.batch_size), keep=split if keep else "")
+                        precision=d.precision, channels_last=d.channels_last, batch_size=size,
+                        keep=split if keep else "")
+    with use_threads(d.threads):
+        size, found = largest_that_fits(scored, max(256, self.recipe.batch_size))
+    if not size:
+        raise no_room(self.device, self.recipe.batch_size, 0)
+    return found
 
 @patch
 def score(self: Training, split: str) -> dict:
@@ -267,6 +270,14 @@ def training_batches(data: Splits, recipe: Recipe, epoch: int, device,
     more = endless(data.unlabelled, round(r.batch_size*r.unlabelled_ratio), epoch, r.seed, device=device)
     for (x, y), (u, v) in zip(labelled, more, strict=False):
         yield torch.cat([x, u]), torch.cat([y, v])
+
+# %% ../nbs/42_training.ipynb #batch
+@patch
+def batch(self: Training, size: int = 0    # labelled images in it; 0: as the recipe has it
+         ) -> tuple[Tensor, Tensor]:
+    "A training batch, to measure or to try a step with."
+    r = dataclasses.replace(self.recipe, batch_size=size or self.recipe.batch_size)
+    return next(training_batches(self.data, r, 1, self.device, "unlabelled" in self.method.needs))
 
 # %% ../nbs/42_training.ipynb #watch
 class Watch:
@@ -377,7 +388,7 @@ def run_epoch(self: Training) -> dict:
     named = {"phase": phase.name} if len(self.plan) > 1 else {}
     speed = watch.images*rank_and_size()[1]/seconds
     record = dict(epoch=self.epoch + 1, epochs=self.total, **named, lr=lr, seconds=seconds,
-                  images_per_second=speed, memory_gb=_memory(self.device), train=train,
+                  images_per_second=speed, memory_gb=gigabytes_in_use(self.device), train=train,
                   method=to_json(self.method.record()))
     splits = ["val"]*bool(len(self.data.val)) + ["test"]*(self.recipe.select == "best-test")
     return record | {s: self.score(s) for s in splits}
@@ -385,7 +396,7 @@ def run_epoch(self: Training) -> dict:
 # %% ../nbs/42_training.ipynb #train-epoch
 @patch
 def train_epoch(self: Training) -> dict:
-    "The next epoch, shown by the bar; who diverges is told what may help."
+    "The next epoch, shown by the bar; who diverges, or has no memory left, is told what may help."
     name = f"{self.plan[self.phase][0].name}, " if len(self.plan) > 1 else ""
     self.progress.set_description(f"{name}epoch {self.epoch + 1}/{self.total}")
     try:
@@ -394,14 +405,23 @@ def train_epoch(self: Training) -> dict:
     except Diverged as e:
         kept = f"; the checkpoint of epoch {self.epoch} is kept: {self.checkpoint}" if self.checkpoint else ""
         raise Diverged(f"{e}. A smaller lr, warmup or clip_norm may help{kept}") from None
+    except RuntimeError as e:
+        if not is_full(e):
+            raise
+    raise no_room(self.device, self.recipe.batch_size, self.fitting())
 
-# %% ../nbs/42_training.ipynb #memory
-def _memory(device: torch.device) -> float:
-    "GB in use: the device's peak on a GPU, else this process."
-    import psutil
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)/1e9
-    return psutil.Process().memory_info().rss/1e9
+# %% ../nbs/42_training.ipynb #fitting
+@patch
+def fitting(self: Training) -> int | None:
+    "How many labelled images a step has room for: half a batch, a quarter, …; 0 for none, None if unknown."
+    if rank_and_size()[1] > 1:
+        return None
+    self.optimizer.zero_grad()
+    number = self.epoch*self.steps_per_epoch
+
+    def step(images):
+        self.take_step(*self.batch(images), number, self.draws())
+    return largest_that_fits(step, self.recipe.batch_size//2, least=2)[0]
 
 # %% ../nbs/42_training.ipynb #check-data
 def check_data(method: nn.Module, data: Splits, recipe: Recipe):

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['message', 'answered', 'finished_runs', 'demo_run', 'run_text', 'run_picker', 'RunWithImages', 'save_row', 'control',
-           'Controls', 'read_text', 'Cancelled', 'Job', 'Frame', 'Lab', 'folded', 'pick', 'whole', 'button', 'row',
-           'figures']
+           'Controls', 'read_text', 'Cancelled', 'Job', 'Frame', 'Lab', 'folded', 'pick', 'whole', 'button', 'left_out',
+           'row', 'figures']
 
 # %% ../nbs/60_widgets.ipynb #c02
 import contextlib, threading, typing
@@ -21,7 +21,7 @@ from .experiment import run_experiment
 from .lab_figures import export_file
 from .methods import _discover, _preset, hyperparameters
 from .parameters import Parameter
-from .runs import Run, list_runs
+from .runs import Run, damaged_runs, list_runs
 from .text import html, one_line
 
 # %% ../nbs/60_widgets.ipynb #message
@@ -399,7 +399,8 @@ def lay_out(self: Lab, controls: list,   # the column
     self.choose.value = next(iter(views))
     self.on(self.choose, self.show_view)
     several = [self.choose]*(len(views) > 1)
-    self.stage.children = [*top, self.line, *several, *self.views.values(), *save, folded(words)]
+    below = [*save, folded(words), *left_out()]
+    self.stage.children = [*top, self.line, *several, *self.views.values(), *below]
     self.children = [W.HBox([self.controls, self.stage]).add_class("mx-body"), Frame()]
     self.show_view()
 
@@ -455,6 +456,16 @@ def whole(text: str, value: int, tip: str, low: int, high: int) -> W.BoundedIntT
 def button(text: str, tip: str, icon: str = "") -> W.Button:
     "A button that is as wide as what it says."
     return W.Button(description=text, tooltip=tip, icon=icon, layout=W.Layout(width="auto"))
+
+# %% ../nbs/60_widgets.ipynb #left-out
+def left_out() -> list[W.HTML]:
+    "The damaged runs, each with what is wrong, folded; nothing where all are whole."
+    found = damaged_runs()
+    if not found:
+        return []
+    lines = "".join(f"<li><b>{html(run)}</b>: {html(why)}</li>" for run, why in found.items())
+    head = f"{len(found)} damaged run{'s are' if len(found) > 1 else ' is'} left out"
+    return [W.HTML(f"<details><summary>{head}</summary><ul>{lines}</ul></details>")]
 
 # %% ../nbs/60_widgets.ipynb #rows
 def row(*widgets) -> W.HBox:

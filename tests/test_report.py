@@ -17,6 +17,7 @@ from multiexit_nb.analysis.matching import COSTS, cost_of, paper_rows
 from multiexit_nb.analysis.paper import list_tables
 from multiexit_nb.core import InputError
 from multiexit_nb.papers.eed import before_and_after
+from multiexit_nb.papers.mate import ALPHAS, OWN
 
 TOP1 = {"branchynet": ("default", [80.0, 88.0, 90.0, 91.0]), "byot": ("mate", [82.0, 89.0, 90.0, 91.5]),
         "mate": ("paper", [84.0, 90.0, 91.0, 92.0])}
@@ -248,10 +249,25 @@ def test_a_paper_table_with_stand_ins(runs):
     assert row.value == 70.79
     assert row.difference == pytest.approx(mean - 70.79)
     assert row.n == 4
-    assert table.cells.loc[("VGG16", "1", "ours"), "dks"] == "–"
-    assert table.cells.loc[("VGG16", "1", "ours"), "mate"].startswith(f"{row.ours:.2f} ±")
+    assert table.cells.loc[("1", "ours"), "dks"] == "–"
+    assert table.cells.loc[("1", "ours"), "mate"].startswith(f"{row.ours:.2f} ±")
     assert "digits in place of cifar100" in table.title and "best test accuracy" in " ".join(table.notes)
+    assert "VGG16 on cifar100" in table.title         # the networks that have no run are left out
+    assert set(table.cells.index.get_level_values("source")) == {"paper", "ours"}
     assert pub.paper_table("mate", 2, runs).numbers.ours.isna().all()      # digits are not CIFAR-100
+
+
+def test_the_best_of_all_values_is_not_the_best_of_some(tmp_path):
+    "MATE Table 5's column of the best α needs every α that is tried."
+    own = dict(dataset="cifar100", model="vgg16", epochs=300, select="best-test", preset="paper")
+    def best():
+        rows = paper_rows("mate", "5", tmp_path)
+        return rows[rows.method == "mate(alpha=best per exit)"].set_index("exit").ours
+    for alpha in ALPHAS:
+        assert best().isna().all()
+        args = {} if alpha == OWN["alpha"] else dict(method_args=dict(alpha=alpha))
+        arms.example_run(tmp_path, "mate", 0, [70 + alpha/10, 75, 78, 80 - alpha/10], **own, **args)
+    assert best().to_dict() == {"1": 80, "2": 75, "3": 78, "4": pytest.approx(79.99)}
 
 
 def test_stand_ins_of_two_recipes_do_not_mix(runs):

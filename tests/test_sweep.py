@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pytest
@@ -177,6 +178,52 @@ def test_a_damaged_run_is_a_failed_cell_with_its_line(stand_in):
     again = Sweep(grid(("mate",), (0,)), stand_in)
     assert again.counts() == {"failed": 1}
     assert "result.json is damaged: it is missing" in again.error(again.cells[0])
+
+
+@pytest.mark.parametrize("only, left", [
+    (["method=mate"], [("mate", 0), ("mate", 1)]), (["seed=1"], [("mate", 1), ("dks", 1)]),
+    (["method=dks", "seed=0"], [("dks", 0)]), (["seed=0", "seed=1", "method=dks"], [("dks", 0), ("dks", 1)]),
+])
+def test_a_part_of_a_grid(stand_in, capsys, only, left):
+    file = str(written(stand_in, grid(("mate", "dks"), (0, 1))))
+    assert sweep.main([file, "--list", *(word for o in only for word in ("--only", o))]) == 0
+    assert f"{len(left)} runs in runs: {len(left)} waiting" in capsys.readouterr().out
+    found = Sweep(file, only=sweep.part_of(only)).cells
+    assert sorted((c.parameters["method"], c.parameters["seed"]) for c in found) == sorted(left)
+
+
+def test_a_part_of_a_grid_takes_its_teachers_along(tmp_path):
+    lines = [dict(name="big", method="baseline"), dict(method="kd", method_args=dict(teacher="big"))]
+    g = dict(base=dict(dataset="digits", model="tiny", exits="none", epochs=2), runs=lines)
+    assert [c.name for c in Sweep(g, tmp_path, only=dict(method=["kd"])).cells] == ["big", ""]
+    assert [c.name for c in Sweep(g, tmp_path, only=dict(name=["big"])).cells] == ["big"]
+
+
+@pytest.mark.parametrize("only, says", [
+    ("mate", "--only='mate': expected NAME=VALUE"), ("methd=mate", "Did you mean 'method'"),
+    ("method=byot", "only method='byot': no run of this grid is that"), ("seed=x", "seed='x'"),
+])
+def test_a_part_that_is_none_is_one_line(stand_in, capsys, only, says):
+    assert sweep.main([str(written(stand_in, grid(("mate",), (0,)))), "--only", only]) == 1
+    err = capsys.readouterr().err
+    assert says in err and err.count("\n") == 1
+
+
+def test_the_time_left_is_by_what_was_done_since_it_began(monkeypatch, tmp_path):
+    s = Sweep(grid(("mate", "dks"), (0, 1)), tmp_path)
+    work, now = {c.id: (0, 10, None) for c in s.cells}, iter([0., 100., 100.])
+    monkeypatch.setattr(Sweep, "epochs_of", lambda self, cell: work[cell.id])
+    monkeypatch.setattr(sweep, "time", SimpleNamespace(monotonic=lambda: next(now)))
+    assert s.seconds_left() is None                       # nothing is known
+    first, second = s.cells[:2]
+    work[first.id] = 2, 10, 5.
+    assert s.seconds_left() is None                       # 10 s of training were done before
+    work[first.id], work[second.id] = (6, 10, 5.), (3, 10, 5.)
+    # since then 35 s of training in 100 s by the clock; 31 epochs of 5 s are left
+    assert s.seconds_left() == pytest.approx(31*5*100/35)
+    s.running[first.id] = None
+    note = s.note
+    assert note.endswith("left") and "; about " in note
 
 
 def test_not_yaml(tmp_path, capsys):

@@ -222,7 +222,8 @@ def _cell_markdown(text) -> str:
     "Text letter by letter; a number and its spread stay on one line."
     text = re.sub("&#(177|8722|8224|8804|8805|167);", lambda m: chr(int(m[1])),
                   markdown(text, 10**5))    # ± − † ≤ ≥ §
-    return re.sub(r" (±|=|<|&#60;) ", "\u00a0\\1\u00a0", text)
+    text = re.sub(r" (±|=|<|&#60;) ", "\u00a0\\1\u00a0", text)
+    return re.sub(r" &#91;[\d., ]+&#93;", lambda m: m[0].replace(" ", "\u00a0"), text)
 
 def table_markdown(table: Table) -> str:
     "The table as Markdown, its title in bold above and its notes below."
