@@ -88,7 +88,8 @@ def arrange(self: ConfusionLab):
     "Where everything stands."
     figures = [self.picker, self.exit, self.second, self.other, self.unit, self.mistakes, self.grouping]
     images = [W.HTML("<b>Images of a cell</b>"), self.common, self.truth, self.answer, self.cell]
-    views = {"mistakes": [self.matrix], "two exits": [self.square, self.sentence]}
+    matrix, square = (W.VBox([view]).add_class("mx-square") for view in (self.matrix, self.square))
+    views = {"mistakes": [matrix], "two exits": [square, self.sentence]}
     save = save_row(lambda: (self.matrix, self.square)[self.choose.index], self.kept, "confusion")
     below = [row(self.back, self.next, self.where), self.strip, save]
     self.lay_out([*figures, *images], [], views, _WORDS, below)

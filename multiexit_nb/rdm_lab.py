@@ -48,7 +48,7 @@ class RdmLab(Lab):
         others = [("no other run", ""), *self.first.options]
         self.second = pick("beside", "a second run, or the same at another exit", others)
         self.pictures, self.similar = figure_view(height=400, width=600), figure_view(height=470, width=600)
-        self.blocks, self.frame = W.HTML(), W.VBox()
+        self.blocks, self.frame = W.HTML(), W.VBox().add_class("mx-square")
         self.pair = W.HTML(layout=W.Layout(min_height="84px"))
         self.make_controls()
         self.arrange()
@@ -66,7 +66,7 @@ def make_controls(self: RdmLab):
     self.after = pick("after", "what stands for the classifier's answer", ["probabilities", "logits"])
     self.by = pick("between", "every image, or the mean of each class", ["images", "classes"])
     self.order = pick("order", "by class, or what is alike together (clustering)", rdm.ORDERS)
-    self.measure = pick("compare by", "how two matrices are compared", rdm.MEASURES)
+    self.measure = pick("measure", "how two matrices are compared", rdm.MEASURES)
     self.classes = W.SelectMultiple(description="classes", tooltip="several with Shift or Ctrl", rows=4)
     self.per_class = whole("per class", 1, "images of every class", 1, 1)
     self.seed = whole("draw", 0, "another number draws other images", 0, 10_000)
@@ -82,10 +82,11 @@ def arrange(self: RdmLab):
     "Where everything stands."
     column = [self.first, self.exits[0], self.second, self.exits[1], self.order, self.by, self.distance,
               self.after, self.measure, self.classes, row(self.ten, self.all), self.per_class, self.seed]
+    similar = W.VBox([self.similar]).add_class("mx-square")
     self.lay_out(
         column,
         [self.epoch, row(self.job, self.again)],
-        {"before and after": [self.frame, self.pair, self.blocks], "all exits": [self.similar]},
+        {"before and after": [self.frame, self.pair, self.blocks], "all exits": [similar]},
         _WORDS,
         [save_row(lambda: self.figures()[self.choose.index], self.table, "rdm")],
     )

@@ -308,9 +308,9 @@ def summary(self: WeightsLab, matrix) -> str:
     "Each teacher in words and numbers (HTML)."
     M, rows = len(matrix.columns), []
     for (m, r), c in zip(weights.weight_summary(matrix).iterrows(), exit_colours(M), strict=True):
-        name = f'<span style="color:{c}">●</span> teacher of exit {m}'
+        name = f'<span style="color:{c}">●</span> of exit {m}'
         rows.append([name, f"{r.own:.0%}", f"exit {int(r.most_from)}", f"{r.draws_on:.1f} of {M}"])
-    return html_table(rows, ["", "own exit's share", "takes most from", "draws on (exits)"])
+    return html_table(rows, ["teacher", "own exit's share", "takes most from", "draws on (exits)"])
 
 # %% ../nbs/67_weights_lab.ipynb #mark
 @patch

@@ -4,21 +4,19 @@
 
 # %% auto #0
 __all__ = ['message', 'answered', 'finished_runs', 'demo_run', 'run_text', 'run_picker', 'RunWithImages', 'save_row', 'control',
-           'Controls', 'read_text', 'Cancelled', 'Job', 'Frame', 'Lab', 'folded', 'pick', 'whole', 'button', 'left_out',
-           'row', 'figures']
+           'Controls', 'read_text', 'Cancelled', 'Job', 'Lab', 'folded', 'pick', 'whole', 'button', 'left_out', 'row',
+           'figures']
 
 # %% ../nbs/60_widgets.ipynb #c02
 import contextlib, threading, typing
 from typing import Literal
 
-import anywidget
 import ipywidgets as W
-import traitlets
 from fastcore.basics import patch
 
 from .core import InputError
 from .experiment import run_experiment
-from .lab_figures import export_file
+from .lab_figures import Frame, export_file
 from .methods import _discover, _preset, hyperparameters
 from .parameters import Parameter
 from .runs import Run, damaged_runs, list_runs
@@ -263,107 +261,6 @@ def cancel(self: Job):
 def wait(self: Job, timeout: float | None = None):
     "Until it is through."
     return self.thread.join(timeout)
-
-# %% ../nbs/60_widgets.ipynb #frame
-_LAYOUT = """
-.mx-lab { container-type: inline-size; width: 100%; overflow: hidden; line-height: 1.35; }
-.mx-lab .mx-body.mx-body { display: grid; grid-template-columns: 224px minmax(0, 1fr); gap: 10px;
-  align-items: start; overflow: hidden; }
-.mx-lab .mx-controls { --jp-widgets-inline-width: calc(100% - 4px); --jp-widgets-inline-label-width: 74px;
-  --jp-widgets-margin: 1px;
-                       max-height: 640px; overflow-y: auto; overflow-x: hidden; }
-.mx-lab .mx-controls .jupyter-widgets { max-width: 100%; }
-.mx-lab .mx-controls .widget-label { text-align: left; }
-.mx-lab .mx-controls .widget-select-multiple { flex-direction: column; height: auto; }
-.mx-lab .mx-controls .widget-select-multiple select { width: 100%; }
-.mx-lab .mx-answer { min-width: 0; overflow: hidden; }
-.mx-lab .mx-view { overflow: hidden; }
-.mx-lab .mx-row.mx-row { display: flex; flex-flow: row wrap; align-items: center; gap: 2px 6px; overflow:
-  hidden; }
-.mx-lab .mx-row > .jupyter-button, .mx-lab .mx-save .jupyter-button, .mx-lab .mx-job .jupyter-button {
-  width: auto; flex: none; }
-"""
-
-# %% ../nbs/60_widgets.ipynb #frame-parts
-_PARTS = """
-.mx-lab .mx-figures.mx-figures { display: flex; flex-flow: row wrap; gap: 4px; overflow: hidden; }
-.mx-lab .mx-figures > * { flex: 1 1 260px; min-width: 0; overflow: hidden; }
-.mx-lab .mx-figures > .mx-narrow { flex: 0 0 160px; }
-.mx-lab .mx-wide > * { flex-basis: 100%; }
-.mx-lab .mx-key { --jp-widgets-inline-width: 100%; --jp-widgets-inline-label-width: 150px; }
-.mx-lab .mx-key .widget-slider { flex: 1 1 300px; }
-.mx-lab .mx-views .jupyter-button, .mx-lab .widget-toggle-buttons .jupyter-button { width: auto; padding:
-  0 10px; }
-.mx-lab .mx-picture { display: inline-block; text-align: center; margin: 1px; font-size: 11px;
-  line-height: 1.2; vertical-align: top; overflow: hidden; }
-.mx-lab .mx-table { border-collapse: collapse; } .mx-lab .mx-table td, .mx-lab .mx-table th { padding: 1px
-  10px; text-align: right; white-space: nowrap; }
-.mx-lab .mx-strip { border-left: 6px solid; padding-left: 6px; margin: 2px 0; display: flex; gap: 8px;
-  overflow: hidden; }
-.mx-lab .mx-strip > span:first-child { flex: 0 0 84px; }
-.mx-lab.mx-gone > .mx-body { opacity: 0.45; pointer-events: none; }
-.mx-lab.mx-gone > [role=alert] { font-weight: bold; padding: 4px 0; }
-.mx-lab summary { cursor: pointer; } .mx-lab .widget-html-content { line-height: 1.35; overflow-wrap:
-  anywhere; }
-@container (max-width: 600px) { .mx-lab .mx-body.mx-body { grid-template-columns: minmax(0, 1fr); } }
-"""
-
-# %% ../nbs/60_widgets.ipynb #frame-names
-_NAMES = """
-const name = lab => {
-  lab.querySelectorAll(".jupyter-widgets").forEach(x => {
-    const label = x.querySelector(":scope > .widget-label")?.textContent || x.title;
-    const parts = x.querySelectorAll(":scope > select, :scope > input, .noUi-handle");
-    parts.forEach(y => { if (label && !y.ariaLabel) y.ariaLabel = label; });
-  });
-  lab.querySelectorAll(".mx-line, .mx-status").forEach(x => x.setAttribute("role", "status"));
-  for (const b of lab.querySelectorAll("button"))
-    if (!b.textContent.trim() && b.title) b.ariaLabel = b.title;
-};
-"""
-
-# %% ../nbs/60_widgets.ipynb #frame-gone
-_GONE = """
-const ended = ["dead", "restarting", "autorestarting", "terminating"];
-const watch = (lab, kernel) => kernel?.statusChanged?.connect((_, status) => {
-  if (!ended.includes(status) || lab.classList.contains("mx-gone")) return;
-  lab.classList.add("mx-gone");
-  const line = document.createElement("div");
-  line.setAttribute("role", "alert");
-  line.textContent = "The kernel has ended: run the cell again (Shift + Enter).";
-  lab.prepend(line);
-});
-"""
-
-# %% ../nbs/60_widgets.ipynb #frame-script
-_SCRIPT = _NAMES + _GONE + """
-export default { render({ model, el }) {
-  const begin = setInterval(() => {
-    const lab = el.closest(".mx-lab");
-    if (!lab) return;
-    clearInterval(begin);
-    lab.addEventListener("focusin", e => e.target.setAttribute("data-lm-suppress-shortcuts", "true"));
-    watch(lab, model.widget_manager?.kernel);
-    let later = 0;
-    const tell = () => window.dispatchEvent(new Event("resize"));
-    const sizes = new ResizeObserver(() => { clearTimeout(later); later = setTimeout(tell, 40); });
-    const look = () => { name(lab); lab.querySelectorAll(".mx-view").forEach(x => sizes.observe(x)); };
-    look();
-    new MutationObserver(() => setTimeout(look, 100)).observe(lab, { childList: true, subtree: true });
-    if (model.get("fresh")) {
-      model.set("fresh", false); model.save_changes();
-      setTimeout(() => lab.scrollIntoView({ block: "start" }), 500);
-    }
-  }, 50);
-  return () => clearInterval(begin);
-} }
-"""
-
-# %% ../nbs/60_widgets.ipynb #frame-widget
-class Frame(anywidget.AnyWidget):
-    "What a lab needs in the page: its layout, its keys, its names for those who listen."
-    _esm, _css = _SCRIPT, _LAYOUT + _PARTS
-    fresh = traitlets.Bool(True).tag(sync=True)
 
 # %% ../nbs/60_widgets.ipynb #lab
 class Lab(W.VBox):

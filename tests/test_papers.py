@@ -321,3 +321,25 @@ def test_what_there_is_not(tmp_path):
                          "data/sweeps/full/dbt_table_2.yaml trains them")):
         with pytest.raises(InputError, match=words):
             call()
+
+
+def test_dih_figure_2_asks_the_trained_heads(tmp_path):
+    "What the heads of the teacher say: from the weights that the student's run kept, not from its exits."
+    base = dict(dataset="digits", images_per_class=14, exits="none", epochs=1, batch_size=32,
+                precision="fp32", channels_last="false")
+    def run(**p):
+        return experiment.run_experiment(base | p, set(base | p), bar=False)
+    teacher = run(model="resnet14", method="baseline")
+    student = run(model="resnet8", method="dih", method_args=dict(teacher=teacher.id))
+    instead = {"cifar10": "digits(14)", "resnet110": "resnet14", "resnet8": "resnet8"}
+    fig = pub.paper_figure("dih", 2, [teacher, student], instead=instead, image=3)
+    said = {t.name: np.asarray(t.y, float) for t in fig.data}
+    heads = [n for n in said if n.startswith("head")]
+    assert len(heads) == len(teacher.model().backbone.attach["linear"])
+    assert list(said)[-2:] == ["teacher", "mean"]
+    assert said["mean"] == pytest.approx(np.mean([said[n] for n in (*heads, "teacher")], 0), abs=1e-6)
+    x = next(student.data().test.take([3]).batches(1))[0]
+    with torch.no_grad():
+        own = (teacher.model()(x).logits[-1, 0]/10).softmax(-1)
+    assert said["teacher"] == pytest.approx(own.numpy(), abs=1e-5)
+    assert fig.layout.meta["runs"] == {"dih": [student.id]}

@@ -17,6 +17,7 @@ from multiexit_nb.analysis.matching import COSTS, cost_of, paper_rows
 from multiexit_nb.analysis.paper import list_tables
 from multiexit_nb.core import InputError
 from multiexit_nb.papers.eed import before_and_after
+from multiexit_nb.papers.mate import ALPHAS, OWN
 
 TOP1 = {"branchynet": ("default", [80.0, 88.0, 90.0, 91.0]), "byot": ("mate", [82.0, 89.0, 90.0, 91.5]),
         "mate": ("paper", [84.0, 90.0, 91.0, 92.0])}
@@ -101,7 +102,7 @@ def test_only_seeds_are_averaged(tmp_path):
     s = report.summary(report.results(tmp_path)).query("metric == 'top1' and exit == 1").set_index("method")
     assert dict(s["mean"]) == {"mate, epochs=5": 70, "mate, epochs=9": 10, "mate (alpha=1.0)": 50}
     assert dict(s.n) == {"mate, epochs=5": 2, "mate, epochs=9": 1, "mate (alpha=1.0)": 1}
-    assert any("epochs (5, 9)" in line for line in report.uneven(tmp_path))
+    assert any("epochs (5, 9)" in line for line in arms.uneven(tmp_path))
 
 
 def test_the_newest_of_twins_counts(tmp_path):
@@ -232,6 +233,10 @@ def test_best_test_and_steered_runs_are_marked(tmp_path):
     assert all(v.endswith("†") for v in table.cells.values.flat)
     assert "epoch chosen on the test set" in table.notes[-1] and "alpha moved at epoch 1.5" in table.notes[-1]
     assert set(table.numbers.runs) == {r.id for r in arms.finished_runs(tmp_path)}
+    res = report.results(tmp_path)
+    for tests in (report.table_of_primary(report.primary_tests(res)),
+                  report.table_of_tests(report.paired_tests(res))):
+        assert "†" in tests.cells.values[0, 0] and "epoch chosen on the test set" in tests.notes[-1]
 
 
 def test_wilsons_interval_is_scipys():
@@ -248,10 +253,25 @@ def test_a_paper_table_with_stand_ins(runs):
     assert row.value == 70.79
     assert row.difference == pytest.approx(mean - 70.79)
     assert row.n == 4
-    assert table.cells.loc[("VGG16", "1", "ours"), "dks"] == "–"
-    assert table.cells.loc[("VGG16", "1", "ours"), "mate"].startswith(f"{row.ours:.2f} ±")
+    assert table.cells.loc[("1", "ours"), "dks"] == "–"
+    assert table.cells.loc[("1", "ours"), "mate"].startswith(f"{row.ours:.2f} ±")
     assert "digits in place of cifar100" in table.title and "best test accuracy" in " ".join(table.notes)
+    assert "VGG16 on cifar100" in table.title         # the networks that have no run are left out
+    assert set(table.cells.index.get_level_values("source")) == {"paper", "ours"}
     assert pub.paper_table("mate", 2, runs).numbers.ours.isna().all()      # digits are not CIFAR-100
+
+
+def test_the_best_of_all_values_is_not_the_best_of_some(tmp_path):
+    "MATE Table 5's column of the best α needs every α that is tried."
+    own = dict(dataset="cifar100", model="vgg16", epochs=300, select="best-test", preset="paper")
+    def best():
+        rows = paper_rows("mate", "5", tmp_path)
+        return rows[rows.method == "mate(alpha=best per exit)"].set_index("exit").ours
+    for alpha in ALPHAS:
+        assert best().isna().all()
+        args = {} if alpha == OWN["alpha"] else dict(method_args=dict(alpha=alpha))
+        arms.example_run(tmp_path, "mate", 0, [70 + alpha/10, 75, 78, 80 - alpha/10], **own, **args)
+    assert best().to_dict() == {"1": 80, "2": 75, "3": 78, "4": pytest.approx(79.99)}
 
 
 def test_stand_ins_of_two_recipes_do_not_mix(runs):
@@ -371,7 +391,7 @@ def test_students_of_several_teachers_are_one_arm(tmp_path):
     r = report.results(tmp_path)
     kd = r[(r.method == "kd (teacher=resnet20)") & (r.metric == "top1")]
     assert set(r.method) == {"baseline", "kd (teacher=resnet20)", "dml"} and len(kd) == 2
-    assert not [line for line in report.uneven(tmp_path) if "teacher" in line]
+    assert not [line for line in arms.uneven(tmp_path) if "teacher" in line]
     rows = paper_rows("dih", "3", arms.finished_runs(tmp_path))
     ours = rows[rows.model_id == "resnet20>resnet8"].set_index("method_id").ours
     # the best of the seeds, as the paper has it

@@ -22,6 +22,7 @@ from .paper import Form, Item, Paper, item_of, papers
 from .statistics import images_tested, one_seed, spread
 from ..arms import Identity, finished_runs, identity, identity_of, newest
 from ..core import InputError, Registry, unknown
+from ..methods import run_arguments
 from ..inference import budget_table, budgeted_batch
 from ..models import create_model, exits_of
 from ..outputs import Outputs
@@ -75,7 +76,9 @@ _FREE = ("model_args", "num_exits", "image_size")     # what a stand-in brings w
 
 def _recipe_apart(one: Identity) -> tuple[frozenset, frozenset]:
     own = {(k, v) for k, v in one.settings if k.startswith("recipe.") or k in _FREE}
-    return frozenset(one.settings - own), frozenset(own)
+    method = ast.literal_eval(dict(one.settings)["method"])
+    sources = {(k, v) for k, v in one.settings if k in run_arguments(method)}     # they have a recipe, too
+    return frozenset(one.settings - own - sources), frozenset(own)
 
 def own_form(item: Item, runs, instead: dict) -> Form:    # e.g. {"cifar100": "digits", "vgg16": "tiny"}
     "The form with a user's stand-ins: the recipe is the one that most arms have runs of."
@@ -218,7 +221,7 @@ def fill(item: Item, rows, runs, form: Form):
     for row in rows.itertuples(index=False):
         found = places.get((row.dataset, row.model_id, row.method), [])
         made = [_ours(item.paper, row, f.runs) for f in found if np.isfinite(row.value)]
-        made = [m for m in made if m["n"]]
+        made = [m for m in made if m["n"]]*all(f.runs for f in found)      # the best of all, not of some
         out.append(max(made, key=lambda m: m["ours"]) if made else _NONE)
     ours = pd.DataFrame(out, columns=list(_NONE))
     return pd.concat([rows.reset_index(drop=True), ours], axis=1)

@@ -38,7 +38,8 @@ def table_notes(item: Item, rows, index: RunIndex, form: Form) -> tuple:
     notes += [f"{m}: {paper.why_not[m]}." for m in dict.fromkeys(rows.method) if m in paper.why_not]
     if form.quick:
         words = form_words(item, form).capitalize()
-        notes.append(f"{words}. Compare the order of the methods, not the numbers.")
+        notes.append(f"{words}. Compare the order of the methods, not the numbers; "
+                     "networks without a run are left out.")
     if (rows.value.isna() & (rows.note != "")).any():
         notes.append("Some published numbers cannot be used: data/published says which and why.")
     return tuple(notes)
@@ -103,6 +104,11 @@ def _row_keys(body, across: str) -> list:
     return [k for k in varies if k != "note" or (body.metric == "top5_budgeted").all()]
 
 # %% ../../nbs/73_published.ipynb #paper-table
+def _stood_in(body):
+    "The rows of data sets and networks that have a run; all where there is none."
+    some = body.groupby(["dataset", "model"]).ours.transform(lambda v: v.notna().any())
+    return body[some] if some.any() else body
+
 def paper_table(paper: str, table, runs=None,
                 *, form: str = "full",               # or "quick": the same comparison with stand-ins
                 instead: dict | None = None,         # stand-ins of one's own, e.g. {"cifar100": "digits"}
@@ -116,6 +122,8 @@ def paper_table(paper: str, table, runs=None,
     costs = rows.metric.isin(COSTS)
     across = "method" if rows.method.nunique() > 2 or (~costs).any() else "exit"
     body = rows if costs.all() else rows[~costs]
+    if made.quick and not costs.all():
+        body, show = _stood_in(body), [s for s in show if s != "difference"]
     cells = layout(body, _row_keys(body, across), across, show)
     if costs.any() and not costs.all():
         cells = _with_cost(cells, rows[costs], show)

@@ -70,7 +70,7 @@ def heads_of(run: Run, image: int) -> tuple:    # logits (k + 1, K) of the heads
     method.ready(net)
     method.load_state_dict(run.weights("method"))
     x, y = next(data.test.take([image]).batches(1))
-    return method.eval().teach(x).logits[:, 0].detach(), int(y[0])
+    return method.eval().extra(x)["teacher"].logits[:, 0], int(y[0])
 
 # %% ../../nbs/papers/dih.ipynb #figure-2
 _2 = [Arm(paper.parameters("cifar10", "resnet110>resnet8", "dih"), {})]
