@@ -25,7 +25,7 @@ from .models import create_model, options_as_meant
 from .outputs import Outputs, from_tensors, to_tensors
 from .plugins import check_plugins
 from .policies import Policy, as_policy
-from .predict import Predictor, about_images, sparing
+from .predict import Predictor, about_images, check_images, sparing
 from .processes import of_first, rank_and_size
 from .published_tables import published  # noqa: F401
 from .record import RECORD, SELECTIONS, check_id, new_id, provenance
@@ -359,7 +359,8 @@ def predictor(self: Run, policy: Policy | None = None) -> Predictor:   # None: a
             policy = sparing(self.outputs("val"), net.cost(earlier_heads=True))
         except InputError:        # there were no validation images
             policy = as_policy(float("inf"), net.num_exits)
-    return Predictor(net, policy, **(self.about.get("images") or about_images(self.data())))
+    images = self.about.get("images") or about_images(self.data())
+    return Predictor(net, policy, **check_images(images, self.about["num_classes"]))
 
 @patch
 def predict(self: Run, images, policy: Policy | None = None):
