@@ -255,7 +255,7 @@ _PARTS = """
 .mx-lab .mx-figures > .mx-narrow { flex: 0 0 160px; }
 .mx-lab .mx-square { max-width: 700px; }
 .mx-lab .mx-wide > * { flex-basis: 100%; }
-.mx-lab .mx-key { --jp-widgets-inline-width: 100%; --jp-widgets-inline-label-width: 150px; }
+.mx-lab .mx-key { --jp-widgets-inline-width: calc(100% - 8px); --jp-widgets-inline-label-width: 150px; }
 .mx-lab .mx-key .widget-slider { flex: 1 1 300px; }
 .mx-lab .mx-views .jupyter-button, .mx-lab .widget-toggle-buttons .jupyter-button { width: auto; padding:
   0 10px; }

@@ -144,10 +144,11 @@ def test_every_control_is_reached_by_the_tab_key(labs, name):
                            && b.bottom <= innerHeight;
             return [{FOCUSABLE}.indexOf(e), inside]; }})()"""
         reached = [page.evaluate(place)]
-        for _ in range(count - 1):
+        while reached[-1][0] < count - 1 and len(reached) < 2*count:
             page.keyboard.press("Tab")
             reached.append(page.evaluate(place))
-        assert reached == [[k, True] for k in range(count)]
+        assert [k for k, _ in reached if k >= 0] == list(range(count))
+        assert not [k for k, inside in reached if not inside]
 
 
 @pytest.fixture
