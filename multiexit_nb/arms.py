@@ -6,7 +6,7 @@
 __all__ = ['REPLICATE', 'example_run', 'finished_runs', 'dataset_of', 'teacher_id', 'learned_from', 'called', 'was_steered',
            'settings_of', 'method_name', 'arm_of', 'arm_names', 'replicate_of', 'newest', 'by_arm', 'hyper_of', 'used',
            'semi_supervised', 'recipe_settings', 'network_settings', 'Identity', 'identity', 'identity_of',
-           'subject_of', 'filter_runs', 'in_words']
+           'subject_of', 'filter_runs', 'in_words', 'uneven']
 
 # %% ../nbs/49_arms.ipynb #c02
 import dataclasses, json, re
@@ -293,3 +293,18 @@ def in_words(runs: list[Run]) -> str:
     counts = {"data set": len(set(map(dataset_of, p))), "network": len({q["model"] for q in p}),
               "method": len({q["method"] for q in p}), "seed": len({q.get("seed") for q in p})}
     return ", ".join(f"{n} {what}{'s'*(n != 1)}" for what, n in counts.items())
+
+# %% ../nbs/49_arms.ipynb #uneven
+def uneven(runs=None) -> list[str]:
+    "In what but the method runs on one data set and network differ: a line for each of these."
+    groups, lines = {}, []
+    for r in finished_runs(runs):
+        where = (dataset_of(r.parameters), r.parameters["model"])
+        groups.setdefault(where, []).append(arm_of(settings_of(r)))
+    for (data, model), arms in groups.items():
+        keys = sorted(set().union(*arms) - {"method", "preset", "method_args", "dataset", *REPLICATE})
+        values = {k: list(dict.fromkeys(str(a[k]) if k in a else "unset" for a in arms)) for k in keys}
+        differ = "; ".join(f"{k} ({', '.join(v)})" for k, v in values.items() if len(v) > 1)
+        if differ:
+            lines.append(f"{model} on {data}: the runs differ in more than the method: {differ}.")
+    return lines

@@ -100,6 +100,16 @@ def test_a_run_made_before_takes_names_from_its_data(finished_run):
     assert Run.load(finished_run.path).predict(np.zeros((32, 32), np.uint8)) == before
 
 
+@pytest.mark.parametrize("wrong", [
+    dict(classes=["0"]*9), dict(mean="x"), dict(std=[1, 2]), dict(more=1), dict(side="a"),
+])
+def test_a_damaged_record_of_the_images_is_one_line(finished_run, wrong):
+    about = finished_run.about | dict(images=finished_run.about["images"] | wrong)
+    finished_run.write("params.json", lambda tmp: tmp.write_text(json.dumps(about)))
+    with pytest.raises(InputError, match="expected 10 classes, mean, std and side"):
+        Run.load(finished_run.path).predict(np.zeros((32, 32), np.uint8))
+
+
 def test_a_cohort_has_no_exits_to_leave_at(tiny_run):
     run = tiny_run(model="tiny+tiny", method="dml", epochs=1)
     with pytest.raises(InputError, match="cohort"):

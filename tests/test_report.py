@@ -102,7 +102,7 @@ def test_only_seeds_are_averaged(tmp_path):
     s = report.summary(report.results(tmp_path)).query("metric == 'top1' and exit == 1").set_index("method")
     assert dict(s["mean"]) == {"mate, epochs=5": 70, "mate, epochs=9": 10, "mate (alpha=1.0)": 50}
     assert dict(s.n) == {"mate, epochs=5": 2, "mate, epochs=9": 1, "mate (alpha=1.0)": 1}
-    assert any("epochs (5, 9)" in line for line in report.uneven(tmp_path))
+    assert any("epochs (5, 9)" in line for line in arms.uneven(tmp_path))
 
 
 def test_the_newest_of_twins_counts(tmp_path):
@@ -233,6 +233,10 @@ def test_best_test_and_steered_runs_are_marked(tmp_path):
     assert all(v.endswith("†") for v in table.cells.values.flat)
     assert "epoch chosen on the test set" in table.notes[-1] and "alpha moved at epoch 1.5" in table.notes[-1]
     assert set(table.numbers.runs) == {r.id for r in arms.finished_runs(tmp_path)}
+    res = report.results(tmp_path)
+    for tests in (report.table_of_primary(report.primary_tests(res)),
+                  report.table_of_tests(report.paired_tests(res))):
+        assert "†" in tests.cells.values[0, 0] and "epoch chosen on the test set" in tests.notes[-1]
 
 
 def test_wilsons_interval_is_scipys():
@@ -387,7 +391,7 @@ def test_students_of_several_teachers_are_one_arm(tmp_path):
     r = report.results(tmp_path)
     kd = r[(r.method == "kd (teacher=resnet20)") & (r.metric == "top1")]
     assert set(r.method) == {"baseline", "kd (teacher=resnet20)", "dml"} and len(kd) == 2
-    assert not [line for line in report.uneven(tmp_path) if "teacher" in line]
+    assert not [line for line in arms.uneven(tmp_path) if "teacher" in line]
     rows = paper_rows("dih", "3", arms.finished_runs(tmp_path))
     ours = rows[rows.model_id == "resnet20>resnet8"].set_index("method_id").ours
     # the best of the seeds, as the paper has it

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['FORMATS', 'SPREADS', 'METRICS', 'WILSON', 'BOLD', 'mark_of', 'images_tested', 'results', 'spread',
-           'accuracy_interval', 'summary', 'one_seed', 'holm', 'paired_p', 'least_difference', 'paired_tests',
-           'primary_tests', 'tex', 'Table', 'table_markdown', 'runs_of', 'behind', 'table_latex', 'save_table',
-           'number', 'interval_text', 'seeds_note', 'best_of_row', 'table_by_exit', 'p_text', 'table_of_primary',
-           'table_of_tests', 'uneven', 'Files']
+           'accuracy_interval', 'summary', 'marks_and_runs', 'one_seed', 'holm', 'paired_p', 'least_difference',
+           'paired_tests', 'primary_tests', 'tex', 'Table', 'table_markdown', 'runs_of', 'behind', 'table_latex',
+           'save_table', 'number', 'interval_text', 'marks_note', 'seeds_note', 'best_of_row', 'table_by_exit',
+           'p_text', 'table_of_primary', 'table_of_tests', 'Files']
 
 # %% ../../nbs/58_statistics.ipynb #c02
 import re
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..arms import REPLICATE, arm_names, arm_of, dataset_of, finished_runs
+from ..arms import arm_names, dataset_of, finished_runs
 from ..arms import replicate_of, settings_of
 from ..core import InputError, atomic_write, check_value, unknown
 from ..text import markdown
@@ -86,9 +86,13 @@ def summary(results):   # of `results()`
         row = dict(zip(keys, key, strict=True)) | dict(n=len(g), mean=g.value.mean())
         row |= {kind: spread(g.value, kind) for kind in ("std", "ci", "se")}
         row["low"], row["high"] = one_seed(g.value, g.images)
-        rows.append(row | dict(marked=", ".join(sorted(set(g.marked) - {""})), runs=" ".join(g.run)))
+        rows.append(row | marks_and_runs(g))
     columns = [*keys, "n", "mean", "std", "ci", "se", "low", "high", "marked", "runs"]
     return pd.DataFrame(rows, columns=columns)
+
+def marks_and_runs(rows) -> dict:    # of `results()`
+    "What must be said beside a number of these runs, and their ids."
+    return dict(marked=", ".join(sorted(set(rows.marked) - {""})), runs=" ".join(rows.run))
 
 def one_seed(values, images) -> tuple[float, float]:   # in %; of each how many images, None: not known
     "Wilson's interval of a single accuracy; NaN where there are more, or nobody knows of how many images."
@@ -144,7 +148,7 @@ def paired_tests(results,              # of `results()`
     if against and against not in set(results.method):
         raise unknown("method to compare with:", against, set(results.method))
     columns = ["dataset", "model", "metric", "method", "other", "exit", "n", "difference", "ci", "p",
-               "p_holm", "runs"]
+               "p_holm", "marked", "runs"]
     parts = []
     for (data, model), g in results[results.metric == metric].groupby(["dataset", "model"], sort=False):
         values = g.pivot_table(index="seed", columns=["method", "exit"], values="value")
@@ -152,10 +156,10 @@ def paired_tests(results,              # of `results()`
         for a, b in _pairs(list(dict.fromkeys(g.method)), against):
             for m in sorted(set(values[a]) & set(values[b])):
                 d = (values[a][m] - values[b][m]).dropna()
-                own = g[g.method.isin((a, b)) & (g.exit == m) & g.seed.isin(d.index)].run
+                own = g[g.method.isin((a, b)) & (g.exit == m) & g.seed.isin(d.index)]
                 row = dict(dataset=data, model=model, metric=metric, method=a, other=b, exit=m)
                 if len(d):
-                    rows.append(row | _difference(d, test) | dict(runs=" ".join(own)))
+                    rows.append(row | _difference(d, test) | marks_and_runs(own))
         if rows:
             parts.append(pd.DataFrame(rows).assign(p_holm=holm([r["p"] for r in rows])))
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
@@ -168,7 +172,8 @@ def primary_tests(results,              # of `results()`
     import pandas as pd
     chosen = results[results.metric == metric]
     keys = ["dataset", "model", "method", "seed"]
-    mean = chosen.groupby(keys, sort=False).agg(value=("value", "mean"), run=("run", "last")).reset_index()
+    mean = chosen.groupby(keys, sort=False).agg(
+        value=("value", "mean"), run=("run", "last"), marked=("marked", "last")).reset_index()
     mean = mean.assign(exit=0, metric=metric)
     parts = []
     for _, g in mean.groupby(["dataset", "model"], sort=False):
@@ -305,6 +310,11 @@ def interval_text(low: float, high: float) -> str:
     "An interval as it stands after a number; nothing where there is none."
     return f" [{low:.1f}, {high:.1f}]" if np.isfinite(low) and np.isfinite(high) else ""
 
+def marks_note(rows) -> list[str]:
+    "What the daggers of a table mean; empty where it has none."
+    marks = sorted(set(rows.marked) - {""})
+    return [f"† {'; '.join(marks)}."]*bool(marks)
+
 def seeds_note(counts) -> str:
     "How many seeds stand behind the numbers."
     low, high = int(min(counts)), int(max(counts))
@@ -337,9 +347,8 @@ def table_by_exit(results, metric: str = "top1", pm: str = "std") -> Table:
     s = summary(results[results.metric == metric])
     if not len(s):
         raise InputError(f"metric={metric!r}: no run has it")
-    sign = ["†" if m else "" for m in s.marked]
-    told = [number(*x) + interval_text(*y) + t
-            for *x, t, y in zip(s["mean"], s[pm], sign, zip(s.low, s.high), strict=True)]
+    told = [number(*x) + interval_text(*y) + "†"*bool(t)
+            for *x, t, y in zip(s["mean"], s[pm], s.marked, zip(s.low, s.high), strict=True)]
     cells = s.assign(cell=told)
     index = ["dataset", "model", "method"]
     order = [key for _, part in s.groupby(index[:2], sort=False)
@@ -351,8 +360,7 @@ def table_by_exit(results, metric: str = "top1", pm: str = "std") -> Table:
     shown.columns = [f"exit {m}" for m in shown.columns]
     notes = [f"± {SPREADS[pm]}, {seeds_note(s.n)}", WILSON*bool(s.low.notna().any()),
              BOLD if bold else "No method is best beyond the intervals, so none is bold."]
-    marks = sorted(set(s.marked) - {""})
-    notes += [f"† {'; '.join(marks)}."]*bool(marks)
+    notes += marks_note(s)
     return Table(METRICS.get(metric, metric), shown, s, tuple(filter(None, notes)), bold, runs_of(s))
 
 # %% ../../nbs/58_statistics.ipynb #p-text
@@ -367,8 +375,7 @@ def table_of_primary(tests,   # of `primary_tests()`
                      test: str = "t") -> Table:
     "Rows: methods; the difference of the mean over exits, p, and what could have been found."
     index = ["dataset", "model", "method"]
-    columns = {"difference": [number(d, c, sign=True) + p_text(p)
-                              for d, c, p in zip(tests.difference, tests.ci, tests.p_holm, strict=True)],
+    columns = {"difference": _difference_cells(tests),
                "could be found": [number(x) for x in tests.least]}
     cells = tests[index].assign(**columns).set_index(index).rename_axis(index=dict(model="network"))
     bold = frozenset((i, 0) for i, p in enumerate(tests.p_holm) if p < .05)
@@ -377,7 +384,12 @@ def table_of_primary(tests,   # of `primary_tests()`
     note = (f"Mean over exits, minus that of {', '.join(dict.fromkeys(tests.other))}; "
             f"± half the 95 % interval over {seeds} p: {name}, after Holm over the rows. "
             "Could be found: a true difference that large is found in 80 % of such studies.")
-    return Table("Primary comparison, percentage points", cells, tests, (note,), bold, _runs_of_pairs(tests))
+    return Table("Primary comparison, percentage points", cells, tests, (note, *marks_note(tests)), bold,
+                 _runs_of_pairs(tests))
+
+def _difference_cells(tests) -> list[str]:
+    return [number(d, c, sign=True) + p_text(p) + "†"*bool(t)
+            for d, c, p, t in zip(tests.difference, tests.ci, tests.p_holm, tests.marked, strict=True)]
 
 def _runs_of_pairs(tests) -> dict:
     return runs_of(tests.assign(method=tests.method + " − " + tests.other))
@@ -386,8 +398,7 @@ def _runs_of_pairs(tests) -> dict:
 def table_of_tests(tests,   # of `paired_tests()`
                    test: str = "t") -> Table:
     "Rows: pairs of methods; columns: exits; difference ± half the 95 % interval, p after Holm."
-    cells = [number(d, c, sign=True) + p_text(p)
-             for d, c, p in zip(tests.difference, tests.ci, tests.p_holm, strict=True)]
+    cells = _difference_cells(tests)
     index = ["dataset", "model", "pair"]
     t = tests.assign(pair=tests.method + " − " + tests.other, column="exit " + tests.exit.astype(str),
                      cell=cells)
@@ -402,22 +413,8 @@ def table_of_tests(tests,   # of `paired_tests()`
     note = (f"± half the 95 % interval of the difference over {seeds} p: {name}, corrected after Holm over "
             "all exits and pairs of a data set and network. Bold: p < 0.05.")
     wide = wide.rename_axis(index=dict(model="network", pair="methods"), columns=None)
-    return Table("Differences in percentage points", wide, tests, (note,), bold, _runs_of_pairs(tests))
-
-# %% ../../nbs/58_statistics.ipynb #uneven
-def uneven(runs=None) -> list[str]:
-    "In what but the method runs on one data set and network differ: a line for each of these."
-    groups, lines = {}, []
-    for r in finished_runs(runs):
-        where = (dataset_of(r.parameters), r.parameters["model"])
-        groups.setdefault(where, []).append(arm_of(settings_of(r)))
-    for (data, model), arms in groups.items():
-        keys = sorted(set().union(*arms) - {"method", "preset", "method_args", "dataset", *REPLICATE})
-        values = {k: list(dict.fromkeys(str(a[k]) if k in a else "unset" for a in arms)) for k in keys}
-        differ = "; ".join(f"{k} ({', '.join(v)})" for k, v in values.items() if len(v) > 1)
-        if differ:
-            lines.append(f"{model} on {data}: the runs differ in more than the method: {differ}.")
-    return lines
+    return Table("Differences in percentage points", wide, tests, (note, *marks_note(tests)), bold,
+                 _runs_of_pairs(tests))
 
 # %% ../../nbs/58_statistics.ipynb #files
 @dataclass
