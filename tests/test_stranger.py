@@ -184,7 +184,7 @@ def nothing_happened(page, elsewhere, outside: Path):
 
 
 BOOKS = {"again": [SCRIPT], "pickle": ["InputError", "checkpoint"], "sweep": ["failed"],
-         "report": ["Left out", "beyond", "pickles"]}
+         "report": ["Left out", "beyond", "no-numbers"]}
 
 
 @pytest.mark.parametrize("name", BOOKS)
