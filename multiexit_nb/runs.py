@@ -93,7 +93,7 @@ def create(cls: Run, parameters: dict, id: str = "", folder=None, **about) -> Ru
     if rank_and_size()[0]:
         return Run(Path(of_first(None)))       # the first process makes it
     base = _runs_folder(folder)
-    first = check_id(id) if id else new_id(parameters)
+    first = new_id(parameters) if id == "" else check_id(id)
     record = dict(record=RECORD, changes=CHANGES, parameters=parameters)
     new = files.new_folder(base, "a run")
     write_json(new/"params.json", record | about | provenance())
