@@ -249,6 +249,13 @@ def build(self: Experiment, data: Splits) -> tuple:
     check_data(method, data, self.recipe)
     return net, method
 
+# %% ../nbs/44_experiment.ipynb #task-of
+def _task_of(p: dict) -> tuple[int, int]:
+    "Number of classes and image size of the data, which need not be loaded for that."
+    per_class = p["images_per_class"]
+    check_value("images_per_class", per_class, per_class != 1, "0 for all, or at least 2")
+    return dataset_info(p["dataset"], image_size=p["image_size"] or None)
+
 # %% ../nbs/44_experiment.ipynb #prepare
 def prepare(parameters: dict, explicit: set = frozenset(),   # parameters by name; which of them were given
             coming: tuple = ()      # runs to learn from that are yet to be trained
@@ -268,16 +275,13 @@ def prepare(parameters: dict, explicit: set = frozenset(),   # parameters by nam
     p, learned = learned_values(p, coming)
     recipe = recipe_of(p, explicit)
     device = _device(p, run, given)
-    per_class = p["images_per_class"]
-    check_value("images_per_class", per_class, per_class != 1, "0 for all, or at least 2")
-    num_classes, size = dataset_info(p["dataset"], image_size=p["image_size"] or None)
+    num_classes, size = _task_of(p)
     check_network(p, recipe, device, num_classes, size, coming)
     if run:
         run.check_resume(steering=True)          # who steers is known when it is started
         if run.checkpoint.is_file():
             load_checkpoint(run.checkpoint)      # whether it can be read
-    return Experiment(p | dataclasses.asdict(recipe), recipe, device, num_classes, size, run,
-                      learned)
+    return Experiment(p | dataclasses.asdict(recipe), recipe, device, num_classes, size, run, learned)
 
 # %% ../nbs/44_experiment.ipynb #start
 @patch

@@ -5,13 +5,12 @@
 # %% auto #0
 __all__ = ['EXPORTED_CRITERIA', 'need', 'softmax', 'confidence', 'numbers', 'exit_rule', 'Segment', 'segments', 'leaves',
            'run_chain', 'on_arrays', 'onnx_function', 'read_images', 'normalise', 'load_chain', 'runner_source',
-           'new_folder', 'to_program', 'first_line', 'to_onnx', 'pieces', 'check_same', 'export_net', 'chosen',
-           'write_json', 'write_pieces', 'versions', 'load_exported', 'engines', 'latency']
+           'to_program', 'first_line', 'to_onnx', 'pieces', 'check_same', 'export_net', 'chosen', 'write_json',
+           'write_pieces', 'versions', 'load_exported', 'engines', 'latency']
 
 # %% ../nbs/52_export.ipynb #c02
-import copy, importlib, inspect, json, math, os, shutil, tempfile, timeit
+import copy, importlib, inspect, json, math, timeit
 import importlib.util
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 
 from .backbones import dry_run
 from .core import InputError, check_value, unknown
+from .files import replaced_folder
 from .exits import ExitPath, MultiExitNet, answer_of
 from .policies import Policy
 from .record import version_of
@@ -77,7 +77,6 @@ def exit_rule(num_exits: int, num_classes: int, *,
               side=None                   # what an image's shorter side becomes before the centre is cut
              ) -> dict:
     "All that a prediction depends on besides the network, as plain values."
-    M, K = num_exits, num_classes
     if isinstance(thresholds, Policy):
         if criterion is not None or temperature is not None:
             raise InputError("criterion, temperature: a Policy has its own")
@@ -86,11 +85,11 @@ def exit_rule(num_exits: int, num_classes: int, *,
     criterion = criterion or "max"
     if criterion not in EXPORTED_CRITERIA:
         raise unknown("criterion", criterion, EXPORTED_CRITERIA)
-    classes = [str(k) for k in (range(K) if classes is None else classes)]
-    check_value("classes", classes, len(classes) == K, f"{K} names")
-    temperature = numbers("temperature", [1]*M if temperature is None else temperature, M,
-                          f"{M} numbers > 0", lambda t: 0 < t < math.inf)
-    return dict(thresholds=_thresholds(thresholds, M), criterion=criterion, temperature=temperature,
+    classes = [str(k) for k in (range(num_classes) if classes is None else classes)]
+    check_value("classes", classes, len(classes) == num_classes, f"{num_classes} names")
+    temperature = numbers("temperature", [1]*num_exits if temperature is None else temperature,
+                          num_exits, f"{num_exits} numbers > 0", lambda t: 0 < t < math.inf)
+    return dict(thresholds=_thresholds(thresholds, num_exits), criterion=criterion, temperature=temperature,
                 classes=classes, side=side,
                 mean=numbers("mean", [0]*3 if mean is None else mean, 3, "3 numbers"),
                 std=numbers("std", [1]*3 if std is None else std, 3, "3 numbers > 0", lambda v: v > 0))
@@ -264,50 +263,6 @@ def runner_source() -> str:
              normalise, load_chain)
     return _HEAD + "\n" + "\n\n".join(inspect.getsource(f) for f in parts) + "\n" + _TAIL
 
-# %% ../nbs/52_export.ipynb #may-be
-def _may_be(path: Path, replace: bool, mark: str):
-    "Raises InputError if a folder cannot become `path`: it exists, or is not ours to replace."
-    free = replace or not path.exists()
-    check_value("folder", str(path), free, "a folder that does not exist yet (or replace=True)")
-    ours = not path.exists() or path.is_dir() and ((path/mark).is_file() or not any(path.iterdir()))
-    check_value("folder", str(path), ours, f"one that holds {mark}: replace=True deletes nothing else")
-
-def _beside(path: Path) -> Path:
-    "An empty folder beside it."
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    except OSError as e:
-        raise InputError(f"cannot write {path}: {e.strerror or e}") from None
-
-def _umask() -> int:
-    "Which rights new files do not get here; it can only be asked for by setting it."
-    os.umask(mask := os.umask(0))
-    return mask
-
-# %% ../nbs/52_export.ipynb #new-folder
-@contextmanager
-def new_folder(path, replace: bool,   # an existing folder, if it is empty or holds the file `mark`
-               mark: str):
-    "A folder to write into, which becomes `path` when all went well."
-    path = Path(path)
-    _may_be(path, replace, mark)
-    tmp = _beside(path)
-    old = tmp.with_name(tmp.name + ".old")
-    try:
-        tmp.chmod(0o777 & ~_umask())     # a temporary folder is closed to others
-        yield tmp
-        if path.exists():
-            os.replace(path, old)
-        os.replace(tmp, path)
-    except OSError as e:
-        if old.exists() and not path.exists():
-            os.replace(old, path)
-        raise InputError(f"cannot write {path}: {e.strerror or e}") from None
-    finally:
-        for f in (tmp, old):
-            shutil.rmtree(f, ignore_errors=True)
-
 # %% ../nbs/52_export.ipynb #to-program
 def to_program(module: nn.Module, inputs: tuple, what: str) -> torch.export.ExportedProgram:
     "`torch.export` of a module, any batch size."
@@ -374,7 +329,7 @@ def export_net(net: MultiExitNet, folder, *,
                     image_size=net.image_size, **exit_rule(net.num_exits, classes, **rule),
                     files={f: {p: [] for p in parts} for f in formats}, versions=versions())
     net = copy.deepcopy(net).cpu().float().eval()
-    with new_folder(folder, replace, "manifest.json") as tmp:
+    with replaced_folder(folder, replace, "manifest.json") as tmp:
         write_pieces(net, tmp, manifest["files"])
         if "segments" in manifest["files"].get("onnx", {}):
             (tmp/"run.py").write_text(runner_source(), encoding="utf-8")

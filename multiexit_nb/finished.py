@@ -15,7 +15,8 @@ from fastcore.basics import patch
 from torch import Tensor, nn
 
 from .core import InputError, MultiExitOutput, unknown
-from .export import exit_rule, export_net, first_line, need, new_folder, write_json
+from .export import exit_rule, export_net, first_line, need, write_json
+from .files import replaced_folder
 from .models import create_model
 
 # %% ../nbs/76_finished.ipynb #finishednet
@@ -66,7 +67,7 @@ def export(self: FinishedNet, folder, **kw) -> dict:   # formats, parts, replace
 def save(self: FinishedNet, folder, replace: bool = False):   # replace: an existing folder
     "Write config.json and model.safetensors."
     from safetensors.torch import save_file
-    with new_folder(folder, replace, "config.json") as tmp:
+    with replaced_folder(folder, replace, "config.json") as tmp:
         save_file({k: v.contiguous() for k, v in self.state_dict().items()}, tmp/"model.safetensors")
         write_json(tmp/"config.json", self.config)
 

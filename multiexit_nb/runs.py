@@ -28,8 +28,8 @@ from .policies import Policy, as_policy
 from .predict import Predictor, about_images, check_images, sparing
 from .processes import of_first, rank_and_size
 from .published_tables import published  # noqa: F401
-from .record import RECORD, SELECTIONS, check_id, new_id, provenance, read_about, read_result
-from .record import this_notebook
+from .record import RECORD, SELECTIONS, check_id, new_id, provenance
+from .record import read_about, read_result, this_notebook
 from .trackers import Tracker
 from .training import Training
 
@@ -93,7 +93,7 @@ def create(cls: Run, parameters: dict, id: str = "", folder=None, **about) -> Ru
     if rank_and_size()[0]:
         return Run(Path(of_first(None)))       # the first process makes it
     base = _runs_folder(folder)
-    first = check_id(id) if id else new_id(parameters)
+    first = new_id(parameters) if id == "" else check_id(id)
     record = dict(record=RECORD, changes=CHANGES, parameters=parameters)
     new = files.new_folder(base, "a run")
     write_json(new/"params.json", record | about | provenance())
@@ -414,17 +414,8 @@ def keep_notebook(self: Run) -> Path | None:
         self.write(copy.name, lambda tmp: tmp.write_bytes(source.read_bytes()))
     return copy
 
-# %% ../nbs/43_runs.ipynb #stamp
-def _stamp(path: Path) -> tuple:
-    "Changes when a file of a run does that its row is made of."
-    return tuple(_when(path/name) for name in ("params.json", "result.json", "events.csv", files.MANIFEST))
-
-def _when(file: Path) -> tuple | None:
-    with contextlib.suppress(OSError):
-        s = file.stat()
-        return s.st_mtime_ns, s.st_size, s.st_ino
-
 # %% ../nbs/43_runs.ipynb #list-runs
+_READ = ("params.json", "result.json", "events.csv", files.MANIFEST)     # what a row of the list is made of
 _LISTED = ("dataset", "model", "exits", "method", "preset", "seed", "epochs")
 
 @lru_cache(10_000)
@@ -443,7 +434,7 @@ def _row(path: Path, stamp: tuple) -> dict | None:
 def list_runs(folder=None):
     "The runs in a folder as a DataFrame, newest first: id, parameters, state, test top-1, a note."
     import pandas as pd
-    rows = [_row(path, _stamp(path)) for path in reversed(run_folders(folder))]
+    rows = [_row(path, files.stamp(*(path/name for name in _READ))) for path in reversed(run_folders(folder))]
     columns = ["run", *_LISTED, "state", "exit_1", "exit_M", "started", "note"]
     return pd.DataFrame([row for row in rows if row], columns=columns)
 

@@ -2,6 +2,7 @@
 import html.parser
 import json
 import pickle
+import re
 from pathlib import Path
 
 import pytest
@@ -154,3 +155,17 @@ def test_numbers_beyond_all_bounds(numbers, tmp_path):
         Run.load("bad").check_resume()
     except InputError as e:
         assert "\n" not in str(e)
+
+
+def test_every_promise_of_the_security_page_has_its_tests():
+    "Its table: a promise, and tests that are there."
+    from project import ROOT, load, source
+    page = next(source(c) for c in load("nbs/security.ipynb")["cells"] if c["id"] == "promises")
+    promises = [line.split("|")[1:3] for line in page.splitlines()[2:]]
+    assert len(promises) > 5
+    for promise, tests in promises:
+        named = re.findall(r"`(\w+\.py)::(\w+)`", tests)
+        assert named, promise
+        for file, test in named:
+            there = (ROOT/"tests"/file).read_text()
+            assert f"\ndef {test}(" in there, f"{promise.strip()}: no {test} in {file}"
