@@ -90,6 +90,8 @@ def formulas(match: re.Match) -> str:
 
 def on_page_content(html, page, config, files):
     "Notebooks come as HTML: there, the same links, and formulas."
+    scripts = re.compile(r"<script\b.*?</script>", re.DOTALL)      # MathJax comes from elsewhere
+    html = scripts.sub(lambda m: "" if "mathjax" in m[0].lower() else m[0], html)
     html = re.sub(r"<(p|li|td)>.*?</\1>", formulas, html, flags=re.DOTALL)
 
     def out(match):
