@@ -32,7 +32,8 @@ from .plugins import check_plugins, load_plugins
 from .predict import about_images
 from .runs import Run, check_id, data_of
 from .trackers import check_tracker
-from .training import Training, check_data, join, train
+from .processes import join
+from .training import Training, check_data, train
 
 # %% ../nbs/44_experiment.ipynb #setup
 @dataclass(frozen=True)

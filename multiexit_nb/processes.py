@@ -4,9 +4,11 @@
 
 # %% auto #0
 __all__ = ['rank_and_size', 'process_sum', 'process_mean', 'of_first', 'of_each', 'my_slice', 'Synchronised',
-           'SynchronisedBatchNorm1d', 'SynchronisedBatchNorm2d', 'synchronise']
+           'SynchronisedBatchNorm1d', 'SynchronisedBatchNorm2d', 'synchronise', 'join', 'accelerator']
 
 # %% ../nbs/02_processes.ipynb #c02
+import os
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -118,3 +120,24 @@ def synchronise(module: nn.Module) -> nn.Module:
             if type(m) in _SYNCHRONISED:
                 m.__class__ = _SYNCHRONISED[type(m)]
     return module
+
+# %% ../nbs/02_processes.ipynb #join
+def join(device: torch.device) -> torch.device:
+    "Under `torchrun` or `notebook_launcher`: meet the other processes; the device that is this one's."
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return device
+    from accelerate import PartialState
+    return PartialState(cpu=device.type == "cpu").device
+
+# %% ../nbs/02_processes.ipynb #accelerator
+def accelerator(device: torch.device, precision: str):
+    "Accelerate's Accelerator for this device and precision."
+    from accelerate import Accelerator, DistributedDataParallelKwargs
+    from accelerate.state import AcceleratorState
+    if not torch.distributed.is_initialized():
+        AcceleratorState._reset_state(reset_partial_state=True)
+    if device.index is not None and device.type == "cuda":
+        torch.cuda.set_device(device)
+    unused = DistributedDataParallelKwargs(find_unused_parameters=True)  # the baseline leaves heads untrained
+    mixed = {"fp32": "no"}.get(precision, precision)
+    return Accelerator(cpu=device.type == "cpu", mixed_precision=mixed, kwargs_handlers=[unused])

@@ -30,7 +30,7 @@ from multiexit_nb.data import load_dataset
 from multiexit_nb.methods import create_method
 from multiexit_nb.models import create_model
 from multiexit_nb.trainer import Recipe, train
-from multiexit_nb.training import join
+from multiexit_nb.processes import join
 out, names = sys.argv[1], sys.argv[2:]
 data, found = load_dataset("digits", images_per_class=30), {}
 join(torch.device("cpu"))
