@@ -2248,6 +2248,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                 'multiexit_nb/weights_lab.py'),
                                           'multiexit_nb.weights_lab.WeightsLab.figure': ( 'weights_lab.html#weightslab.figure',
                                                                                           'multiexit_nb/weights_lab.py'),
+                                          'multiexit_nb.weights_lab.WeightsLab.has_gaps': ( 'weights_lab.html#weightslab.has_gaps',
+                                                                                            'multiexit_nb/weights_lab.py'),
                                           'multiexit_nb.weights_lab.WeightsLab.kept': ( 'weights_lab.html#weightslab.kept',
                                                                                         'multiexit_nb/weights_lab.py'),
                                           'multiexit_nb.weights_lab.WeightsLab.listed': ( 'weights_lab.html#weightslab.listed',

@@ -22,11 +22,9 @@ from .widgets import Lab, answered, button, demo_run, pick, row, run_picker, run
 # %% ../nbs/67_weights_lab.ipynb #begun-runs
 def begun_runs() -> list[Run]:
     "The runs that have at least one epoch behind them, newest first."
-    return [
-        r
-        for r in whole_runs()
-        if (r.path / "history.csv").is_file() and {"dataset", "model", "method"} <= set(r.parameters)
-    ]
+    def begun(r):
+        return (r.path/"history.csv").is_file() and {"dataset", "model", "method"} <= set(r.parameters)
+    return [r for r in whole_runs() if begun(r)]
 
 # %% ../nbs/67_weights_lab.ipynb #histories
 class Histories:
@@ -161,7 +159,14 @@ class WeightsLab(HistoryLab):
             self.take()
 
     def listed(self) -> list[Run]:
-        return [r for r in begun_runs() if len(self.histories.rows(r, "gap"))]
+        return [r for r in begun_runs() if self.has_gaps(r)]
+
+    def has_gaps(self, run: Run) -> bool:
+        "A history that cannot be read has none."
+        try:
+            return len(self.histories.rows(run, "gap")) > 0
+        except InputError:
+            return False
 
 # %% ../nbs/67_weights_lab.ipynb #make-controls
 @patch

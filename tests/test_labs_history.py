@@ -388,3 +388,12 @@ def test_students_of_several_teachers_are_one_line(tmp_path):
     assert {n: len(rs) for n, rs in weights_lab.named(students, together=True).items()} == {
         "kd (teacher=resnet20)": 2
     }
+
+
+def test_a_history_that_cannot_be_read_is_left_out(runs):
+    "A stranger's link to a file of another form: the lab opens with the others."
+    broken = runs[0].path/"history.csv"
+    broken.write_text("precious")
+    lab = fine(weights_lab.WeightsLab())
+    listed = [run for _, run in lab.picker.options]
+    assert listed and runs[0] not in listed
