@@ -9,6 +9,7 @@ __all__ = ['starting', 'train', 'sweep', 'study', 'export']
 import contextlib
 import os
 import signal
+import threading
 
 # %% ../nbs/82_programs.ipynb #starting
 def _leave(*_):
@@ -20,7 +21,7 @@ def _leave(*_):
 def starting():
     "As `with starting():` around imports. Ctrl-C ends the process there, with a line and exit code 130."
     before = signal.getsignal(signal.SIGINT)
-    if before is not signal.default_int_handler:
+    if before is not signal.default_int_handler or threading.current_thread() is not threading.main_thread():
         yield
         return
     signal.signal(signal.SIGINT, _leave)
