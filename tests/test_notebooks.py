@@ -17,7 +17,7 @@ FLAGS = tomllib.loads((ROOT/"pyproject.toml").read_text())["tool"]["nbdev"]["tst
 
 
 def notebooks() -> list[str]:
-    folders = ("nbs", "nbs/methods", "nbs/datasets", "nbs/papers")
+    folders = ("nbs", "nbs/methods", "nbs/datasets", "nbs/papers", "nbs/tasks")
     found = [p for at in folders for p in (ROOT/at).glob("*.ipynb")]
     kept = [p for p in found if p.stem not in ELSEWHERE and not p.name.startswith("_")]
     return sorted(p.relative_to(ROOT/"nbs").as_posix() for p in kept)
