@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .core import InputError, exit_code
+from .evaluate import evaluate
 from .export import export_net, load_exported
 from .plugins import load_plugins
 from .policies import Policy, simulate
@@ -31,9 +32,9 @@ class Check:
                 f"top-1 {self.top1:.1f} % at {100*self.share:.0f} % of the last exit's cost")
 
 def check_answers(run: Run, folder, format: str, policy: Policy, costs: list[int]) -> Check:
-    "Ask the files in a folder. Raises InputError if they do not answer as the run did."
-    chain, outputs, test = load_exported(folder, format=format), run.outputs(), run.data().test
-    wanted, at = simulate(outputs, policy)
+    "Ask the files in a folder. Raises InputError if they do not answer as its network does, in float32."
+    chain, test = load_exported(folder, format=format), run.data().test
+    wanted, at = simulate(evaluate(run.model(), test, keep="test").outputs, policy)
     same, right, spent, others, begun = 0, 0, 0, 0, 0
     for x, y in test.batches(256):
         logits, exits = chain(x.numpy())

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 from PIL import Image
+from tiny import make_run
 
 from multiexit_nb import export_run
 from multiexit_nb.core import InputError
@@ -57,6 +58,13 @@ def test_files_that_answer_otherwise_are_noticed(learned, tmp_path):
     (tmp_path/"out/manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(InputError, match="answer otherwise than run"):
         check_answers(learned, tmp_path/"out", "pt2", policy, costs)
+
+
+def test_a_run_in_bfloat16_is_asked_in_float32(tmp_path):
+    "Its recorded outputs are of another precision than the files; its network is not."
+    run = make_run(tmp_path, precision="bf16", epochs=3)
+    check, = export_run.export_run(run, tmp_path/"out", formats=("pt2",)).values()
+    assert check.same == check.images
 
 
 @pytest.mark.parametrize("given, said", [

@@ -289,7 +289,7 @@ def test_wrong_arguments_are_one_line_and_no_run(argv, capsys, monkeypatch):
 def test_ctrl_c_is_one_line_and_130(capsys, monkeypatch):
     def stopped(*a):
         raise KeyboardInterrupt
-    monkeypatch.setattr(trainer, "run_experiment", stopped)
+    monkeypatch.setattr(trainer, "prepare", stopped)
     assert trainer.main([]) == 130 and capsys.readouterr().err.count("\n") == 1
 
 
