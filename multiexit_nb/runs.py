@@ -217,7 +217,6 @@ def steered(self: Run) -> str:
     "What a person did while it trained, in words; empty for an ordinary run."
     if not files.exists(self.path/"events.csv"):
         return ""
-
     def words(e) -> str:
         if e.name == "stop":
             return f"stopped at epoch {int(float(e.value))} of {int(float(e.old))}"
