@@ -73,6 +73,37 @@ def test_resume_is_bit_identical(name, data, tmp_path):
     assert ta.best["epoch"] == tb.best["epoch"]
 
 
+@pytest.mark.parametrize("name", list_methods())
+def test_an_epoch_that_was_broken_off_is_begun_anew(name, data, tmp_path):
+    "As a cell that is interrupted in a notebook and run again: in the first epoch, and in a later one."
+    recipe = Recipe(epochs=2, batch_size=32, **PLAIN)
+    a = make(data, name)
+    ta, _ = run(*a, data, recipe)
+    b = make(data, name)
+    t = train(*b, data, recipe, device="cpu", bar=False, checkpoint=tmp_path/"c.pt")
+    for epoch in (0, 1):
+        assert t.epoch == epoch
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(b[1], "after_step", interrupted_after(3, b[1].after_step))
+            next(t)
+        next(t)
+    list(t)
+    assert same(a[0], b[0]) and same(a[1], b[1])
+    assert [(r["train"], r["val"], r["method"]) for r in ta.records] == [
+        (r["train"], r["val"], r["method"]) for r in t.records]
+
+
+def interrupted_after(steps: int, real):
+    "What is called after a step, until somebody presses Ctrl-C."
+    left = iter(range(steps))
+
+    def after_step(out):
+        real(out)
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+    return after_step
+
+
 def test_dropout_draws_survive_resume(data, tmp_path):
     "vgg's classifier has dropout, which draws from the global generator."
     recipe = Recipe(epochs=2, batch_size=128, **PLAIN)
