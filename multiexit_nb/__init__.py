@@ -2,5 +2,5 @@ __version__ = "0.1.0"
 
 import os, sys
 
-if "torch" not in sys.modules:   # how its threads wait for each other can only be said before it is loaded: see nbs/41_speed.ipynb
+if "torch" not in sys.modules:   # before it is loaded: how its threads wait (35_speed)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -28,7 +28,7 @@ class Check:
     share: float       # average cost, of the last exit's
 
     def __str__(self) -> str:
-        return (f"{self.same} of {self.images} test images are answered as by the run, at the same exit; "
+        return (f"{self.same} of {self.images} test images are answered as by the network, at the same exit; "
                 f"top-1 {self.top1:.1f} % at {100*self.share:.0f} % of the last exit's cost")
 
 def check_answers(run: Run, folder, format: str, policy: Policy, costs: list[int]) -> Check:

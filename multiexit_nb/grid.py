@@ -15,9 +15,10 @@ from fastcore.basics import patch
 from .core import InputError, brief, check_value
 from .methods import run_arguments
 from .experiment import PARAMETERS, parameter
+from .files import to_json
 from .parameters import read_yaml
 from .runs import Run
-from .text import clock
+from .text import duration
 
 # %% ../nbs/45_grid.ipynb #read-grid
 def read_grid(source,              # a YAML file, or a dict
@@ -64,15 +65,11 @@ class Cell:
 # %% ../nbs/45_grid.ipynb #cell-id
 def cell_id(p: dict) -> str:
     "The folder's name."
-    digest = hashlib.sha256(json.dumps(_text_keys(p), sort_keys=True, default=str).encode()).hexdigest()[:10]
+    digest = hashlib.sha256(json.dumps(to_json(p), sort_keys=True, default=str).encode()).hexdigest()[:10]
     dataset = Path(str(p.get("dataset", "digits")).rpartition(":")[2]).name
     words = [dataset, p.get("model", "tiny"), p.get("method", "mate"), f"s{p.get('seed', 0)}"]
     name = re.sub(r"[^\w.+-]", "_", "-".join(map(str, words))).lstrip(".")
     return name.encode()[:100].decode(errors="ignore") + f"-{digest}"
-
-def _text_keys(x):
-    "As JSON names them: keys of different types cannot be sorted."
-    return {str(k): _text_keys(v) for k, v in x.items()} if isinstance(x, dict) else x
 
 # %% ../nbs/45_grid.ipynb #cells
 def cells(grid: dict) -> list[Cell]:
@@ -204,7 +201,7 @@ def progress_of(runs: RunsFolder, cell: Cell) -> dict:
     done, seconds = int(history.epoch.max()), history[history.metric == "seconds"].value
     split = "val" if "val" in set(history.split) else "train"
     top = history[(history.metric == "top1") & (history.epoch == done) & (history.split == split)].value
-    return dict(epoch=f"{done}/{epochs}", left="" if finished else clock(seconds.median()*(epochs - done)),
+    return dict(epoch=f"{done}/{epochs}", left="" if finished else duration(seconds.median()*(epochs - done)),
                 top1=round(float(top.iloc[-1]), 1) if len(top) else None)
 
 # %% ../nbs/45_grid.ipynb #varied

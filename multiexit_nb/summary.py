@@ -6,7 +6,7 @@
 __all__ = ['with_interval', 'by_exit', 'in_words', 'epoch_line']
 
 # %% ../nbs/80_summary.ipynb #c02
-from .analysis.statistics import accuracy_interval
+from .analysis.statistics import accuracy_interval, images_tested
 from .doubts import chance_doubt
 from .published_tables import published_for
 from .runs import Run
@@ -23,7 +23,7 @@ def by_exit(run: Run, cost: list[int]):   # multiply-adds of each exit
     "The final table as a DataFrame, one row per exit; accuracies in per cent of the test images."
     import pandas as pd
     test, last, p = run.result["test"], run.result["test_last"], run.parameters
-    n = len(run.outputs())
+    n = images_tested(run)
     columns = {"multiply-adds (M)": [round(c/1e6, 2) for c in cost],
                "of the last exit's (%)": [round(100*c/cost[-1]) for c in cost],
                "top-1, 95 % interval (%)": [with_interval(v, n) for v in test["top1"]],
@@ -39,7 +39,7 @@ def by_exit(run: Run, cost: list[int]):   # multiply-adds of each exit
 # %% ../nbs/80_summary.ipynb #in-words
 def in_words(run: Run, cost: list[int]) -> str:
     "What came of a run, as Markdown."
-    p, top1, n = run.parameters, run.result["test"]["top1"], len(run.outputs())
+    p, top1, n = run.parameters, run.result["test"]["top1"], images_tested(run)
     best = max(range(len(top1)), key=top1.__getitem__)
     low, high = accuracy_interval(top1[best], n)
     method, model, dataset = (markdown(p[k]) for k in ("method", "model", "dataset"))

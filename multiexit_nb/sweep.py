@@ -17,8 +17,7 @@ from . import experiment
 from .core import InputError, exit_code, project_root, settings
 from .grid import STATES, Cell, RunsFolder, cells, only_those, part_of, progress_of, read_grid
 from .grid import varied
-from .steer import duration
-from .text import plain_table
+from .text import duration, plain_table
 from .workers import cluster_pool, local_pool, seat_env
 
 # %% ../nbs/47_sweep.ipynb #checked

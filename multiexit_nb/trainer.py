@@ -12,9 +12,9 @@ from .core import check_value, exit_code, pick_device
 from .doubts import chance_doubt
 from .experiment import PARAMETERS, check_parameters, parameter, prepare
 from .parameters import read_yaml
-from .processes import rank_and_size
+from .processes import join, rank_and_size
 from .recipe import Recipe, list_recipes  # noqa: F401
-from .training import join, train  # noqa: F401
+from .training import train  # noqa: F401
 
 # %% ../nbs/48_trainer.ipynb #reexport
 _all_ = ["Recipe", "list_recipes", "train"]   # what a cell starts from

@@ -23,6 +23,14 @@ def ignored(path: str, folder: bool) -> bool:
     return False
 
 
+def batch_notebooks() -> set[str]:
+    "The names of the notebooks that papermill runs: a cell of theirs is tagged `parameters`."
+    def given(cell):
+        return "parameters" in cell["metadata"].get("tags", [])
+    notebooks = (ROOT/"nbs").glob("*.ipynb")
+    return {p.stem for p in notebooks if any(map(given, json.loads(p.read_text())["cells"]))}
+
+
 def project_files(root: Path = ROOT) -> list[str]:
     "What a commit of everything would hold, without asking git: relative posix paths."
     found = []

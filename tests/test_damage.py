@@ -19,9 +19,9 @@ from faults import tell
 from lab_page import until
 
 from multiexit_nb import experiment, files
+from multiexit_nb.checkpoints import load_checkpoint
 from multiexit_nb.core import InputError, atomic_write
 from multiexit_nb.runs import Run, damaged_runs, list_runs, whole_runs
-from multiexit_nb.training import load_checkpoint
 
 PARAMETERS = dict(dataset="digits", images_per_class=14, model="tiny", exits="sepconv", method="mate",
                   epochs=3, batch_size=64, precision="fp32", channels_last="false", device="cpu")

@@ -26,7 +26,7 @@ def test_the_folder_answers_a_picture_as_the_run_does(learned, tmp_path, capsys)
     out = tmp_path/"out"
     assert main([learned.id, str(out), "--share", "0.7"]) == 0
     said = capsys.readouterr().out
-    assert "run.py" in said and "of 355 test images are answered as by the run" in said
+    assert "run.py" in said and "of 355 test images are answered as by the network" in said
     test, names = learned.data().test, learned.data().class_names
     for i, row in enumerate(test.rows[:3]):
         picture = test.source.images[row].permute(1, 2, 0).numpy()

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from multiexit_nb import text
+from multiexit_nb.checkpoints import load_checkpoint
 from multiexit_nb.core import InputError
 from multiexit_nb.runs import Run, damaged_runs, list_runs
 from multiexit_nb.trackers import Tracker
-from multiexit_nb.training import load_checkpoint
 
 HOSTILE = ["<img src=x onerror=alert(1)>", "<script>alert(1)</script>", "[x](javascript:alert(1))",
            "![x](http://x.org/y.png)", "$\\href{javascript:alert(1)}{x}$", "\\(x\\)", "\\\\(x\\\\)", "`<b>`",

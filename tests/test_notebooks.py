@@ -5,13 +5,12 @@ import sys
 import tomllib
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
-from pathlib import Path
 
 import pytest
+from project import ROOT, batch_notebooks
 
-ROOT = Path(__file__).resolve().parent.parent
 # run through papermill by tests of their own, as are labs/
-ELSEWHERE = {"train", "sweep", "report", "benchmark", "study", "faults"}
+ELSEWHERE = batch_notebooks()
 PROJECT = "[tool.nbdev]\nlib_path = 'x'\nnbs_path = '.'\n[project]\nname = 'x'\n"
 FLAGS = tomllib.loads((ROOT/"pyproject.toml").read_text())["tool"]["nbdev"]["tst_flags"]
 

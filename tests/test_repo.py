@@ -17,6 +17,7 @@ import pytest
 from project import (
     BIN,
     ROOT,
+    batch_notebooks,
     code_cells,
     is_reference,
     load,
@@ -31,7 +32,7 @@ from project import (
 PYPROJECT = tomllib.loads((ROOT/"pyproject.toml").read_text())
 VERSION = re.search(r'__version__ = "(.+?)"', (ROOT/"multiexit_nb"/"__init__.py").read_text())[1]
 # notebooks run by papermill; with labs/ they keep no outputs
-BATCH = {"train", "sweep", "report", "benchmark", "study", "faults"}
+BATCH = batch_notebooks()
 
 
 # ---------------------------------------------------------------- the notebooks are the only source

@@ -18,6 +18,7 @@ from multiexit_nb.analysis.paper import list_tables
 from multiexit_nb.core import InputError
 from multiexit_nb.papers.eed import before_and_after
 from multiexit_nb.papers.mate import ALPHAS, OWN
+from multiexit_nb.runs import list_runs
 
 TOP1 = {"branchynet": ("default", [80.0, 88.0, 90.0, 91.0]), "byot": ("mate", [82.0, 89.0, 90.0, 91.5]),
         "mate": ("paper", [84.0, 90.0, 91.0, 92.0])}
@@ -174,6 +175,8 @@ def test_the_primary_comparison_is_of_the_mean_over_exits(runs):
     assert t.difference["mate (paper)"] == pytest.approx(d.mean())
     assert t.p["mate (paper)"] == pytest.approx(stats.ttest_1samp(d, 0).pvalue)
     assert t.least["mate (paper)"] == pytest.approx(report.least_difference(d, 2))
+    assert set(report.primary_tests(report.results(runs)).other) == {"branchynet"}, "whichever came first"
+    assert set(report.primary_tests(report.results(list_runs(runs)[::-1])).other) == {"branchynet"}
     assert len(report.primary_tests(report.results([]))) == 0
 
 

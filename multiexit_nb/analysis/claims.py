@@ -10,6 +10,7 @@ __all__ = ['computed', 'Finding', 'ensemble_is_mutual', 'uniform_mate_is_eed', '
 
 # %% ../../nbs/78_claims.ipynb #c02
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -35,6 +36,10 @@ class Finding:
     effect: str
 
 computed = Registry("claim that is computed")
+
+@cache
+def _computed(id: str) -> Finding:
+    return computed[id]()
 
 def _logits(exits: int = 4, seed: int = 0):
     "Random logits of some exits, 8 images and 10 classes."
@@ -220,7 +225,7 @@ def joint_verdict(found: list[str]) -> str:
 def verdict_of_claim(claim: Claim, answers, waits: dict) -> str:
     "The verdict of a claim, or what it waits for."
     if claim.id in computed:
-        return computed[claim.id]().verdict
+        return _computed(claim.id).verdict
     found = answers[answers.claim == claim.id].verdict.tolist()
     if found:
         return joint_verdict(found)
@@ -232,7 +237,7 @@ def verdict_of_claim(claim: Claim, answers, waits: dict) -> str:
 def found_for(claim: Claim, answers, waits: dict) -> list[str]:
     "What was found for a claim, or what would decide it: lines of Markdown."
     if claim.id in computed:
-        return [computed[claim.id]().effect]
+        return [_computed(claim.id).effect]
     rows = answers[answers.claim == claim.id]
     if len(rows):
         return [f"{markdown(r.question)}: {r.verdict}, {effect(r)}, {r.study}" for r in rows.itertuples()]

@@ -165,8 +165,12 @@ def paired_tests(results,              # of `results()`
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=columns)
 
 # %% ../../nbs/58_statistics.ipynb #primary-tests
+def _partner(arms: list[str]) -> str:
+    "Exit-wise training where it is one of the arms; else the first of them."
+    return "branchynet" if "branchynet" in arms else arms[0]
+
 def primary_tests(results,              # of `results()`
-                  against: str = "",    # the arm to compare with; "": the first
+                  against: str = "",    # compare with this arm; "": with exit-wise training
                   test: str = "t", metric: str = "top1"):
     "One question per method: the mean over exits, minus one arm's; and the least difference to be found."
     import pandas as pd
@@ -177,7 +181,7 @@ def primary_tests(results,              # of `results()`
     mean = mean.assign(exit=0, metric=metric)
     parts = []
     for _, g in mean.groupby(["dataset", "model"], sort=False):
-        other = against if against else g.method.iloc[0]
+        other = against or _partner(list(g.method))
         t = paired_tests(g, other, test, metric) if other in set(g.method) else g[:0]
         values = g.pivot_table(index="seed", columns="method", values="value")
         least = [least_difference((values[m] - values[other]).dropna(), len(t)) for m in t.method]
