@@ -317,6 +317,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                              'multiexit_nb/analysis/published.py'),
                                                  'multiexit_nb.analysis.published._row_keys': ( 'published.html#_row_keys',
                                                                                                 'multiexit_nb/analysis/published.py'),
+                                                 'multiexit_nb.analysis.published._run_notes': ( 'published.html#_run_notes',
+                                                                                                 'multiexit_nb/analysis/published.py'),
                                                  'multiexit_nb.analysis.published._sorted_rows': ( 'published.html#_sorted_rows',
                                                                                                    'multiexit_nb/analysis/published.py'),
                                                  'multiexit_nb.analysis.published._stood_in': ( 'published.html#_stood_in',
