@@ -17,7 +17,7 @@ from torch import Tensor
 from . import files
 from .checkpoints import snapshot_epochs, snapshot_name
 from .core import InputError, check_value, project_root, settings, unknown
-from .data import Splits, load_dataset
+from .data import Splits, load_dataset, same_contents
 from .files import Claim, damaged, json_text, read_tensors, write_file, write_json
 from .history import read_events, read_history, tidy_table, with_event
 from .methods import CHANGES, as_meant, create_method
@@ -344,9 +344,9 @@ def data_of(p: dict) -> Splits:   # parameters of a run
 # %% ../nbs/43_runs.ipynb #data
 @patch
 def data(self: Run) -> Splits:
-    "The data that the run was trained and tested on."
+    "The data that the run was trained and tested on. Raises InputError if they have changed since."
     check_plugins(self.id, self.about.get("plugins", {}), strict=False)
-    return data_of(self.parameters)
+    return same_contents(self.id, self.about.get("contents"), data_of(self.parameters))
 
 # %% ../nbs/43_runs.ipynb #predict
 @patch
