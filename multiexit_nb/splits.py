@@ -160,6 +160,7 @@ class Splits:
     image_size: int               # pixels, square
     class_names: list[str]
     side: int | None = None       # the shorter side of an image before its centre is cut out
+    contents: dict = field(default_factory=dict)   # split → [number, digest]; empty: nobody looked
 
     def __repr__(self) -> str:
         names = ("train", "val", "test", "unlabelled")
