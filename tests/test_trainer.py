@@ -432,6 +432,23 @@ def test_selection(data):
     assert t.best["epoch"] == 1 + last.index(max(last)) and all("val" not in r for r in records)
 
 
+@pytest.mark.parametrize("name, model, epoch", [("branchynet", "tiny", 1), ("dml", "tiny", 1),
+                                                ("baseline", "tiny", 2), ("dml", "tiny+tiny", 2)])
+def test_exits_that_learn_nothing_and_a_teacher_select_no_epoch(name, model, epoch, data):
+    "Early exits are better after epoch 1, the last one after epoch 2."
+    t = train(*make(data, name, model=model), data, Recipe(epochs=2, **PLAIN), device="cpu", bar=False)
+    early = t.net.num_exits - 1
+    records = [dict(epoch=1, val=dict(top1=[50.]*early + [60.])),
+               dict(epoch=2, val=dict(top1=[0.]*early + [61.]))]
+    for record in records:
+        t.keep_best(record)
+    assert t.best["epoch"] == epoch
+    t.best = dict(epoch=0, score=-math.inf, net=None, method=None)    # as in a checkpoint of before
+    for record in records:
+        t.keep_best(record)
+    assert t.best["epoch"] == 1
+
+
 def test_unlabelled_images_come_with_every_batch(data):
     recipe = Recipe(batch_size=64, unlabelled_ratio=0.5)
     batches = list(training.training_batches(data, recipe, 1, "cpu", unlabelled=True))
