@@ -50,6 +50,7 @@ def read_about(folder: Path) -> dict:
         raise damaged(folder/MANIFEST, "it is missing")
     return about
 
+# %% ../nbs/09_record.ipynb #read-result
 def read_result(folder: Path) -> dict:
     "result.json of a run, with its form checked. Raises InputError if it is damaged."
     file = folder/"result.json"

@@ -49,6 +49,7 @@ class Split:
         "uint8 to float32 of mean 0 and standard deviation 1 per channel."
         return normalised(x, self.mean, self.std)
 
+# %% ../nbs/12_splits.ipynb #normalised
 def normalised(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:   # (B, 3, H, W) uint8; (3,) in 0…1
     "float32 of mean 0 and standard deviation 1 per channel."
     scale = (1/(255*std)).view(1, 3, 1, 1).to(x.device)

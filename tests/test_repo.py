@@ -221,14 +221,15 @@ def test_settings_are_documented_and_read(tmp_path, monkeypatch):
     for name in list(entries):
         monkeypatch.delenv(f"MULTIEXIT_{name.upper()}", raising=False)
     monkeypatch.setenv("MULTIEXIT_ROOT", str(tmp_path))
-    other = dict(datasets="d", runs="r", device="cpu", workers="1", threads="2", plugins="mine.py")
+    other = dict(
+        datasets="d", runs="r", examples="e", device="cpu", workers="1", threads="2", plugins="mine.py"
+    )
     assert set(entries) == set(other) == set(settings())
     (tmp_path/"settings.ini").write_text(
         "[multiexit_nb]\n" + "".join(f"{k} = {v}\n" for k, v in other.items())
     )
-    assert settings() == dict(
-        datasets=tmp_path/"d", runs=tmp_path/"r", device="cpu", workers=1, threads=2, plugins="mine.py"
-    )
+    folders = dict(datasets=tmp_path/"d", runs=tmp_path/"r", examples=tmp_path/"e")
+    assert settings() == dict(**folders, device="cpu", workers=1, threads=2, plugins="mine.py")
     code = "\n".join(source(c) for f in notebooks() for c in code_cells(load(f)))
     assert not [n for n in entries if not re.search(rf"settings\(\)\[.{n}.\]", code)], (
         "an entry that no notebook uses"
@@ -340,20 +341,23 @@ def test_the_wheel_is_whole(copy, tmp_path):
         names = {n for n in z.namelist() if ".dist-info/" not in n}
         meta = {n.rpartition("/")[2]: z.read(n).decode() for n in z.namelist() if ".dist-info/" in n}
     modules = {f for f in project_files() if f.startswith("multiexit_nb/") and f.endswith(".py")}
-    tables = {
-        f.replace("data/published", "multiexit_nb/published")
+    shipped = {
+        f.replace("data/", "multiexit_nb/", 1)
         for f in project_files()
-        if re.match(r"data/published/.*\.csv$", f)
+        if re.match(r"data/(published/.*\.csv|examples/.*)$", f)
     }
-    assert tables and names == modules | tables
+    assert shipped and names == modules | shipped
     assert f"Version: {VERSION}\n" in meta["METADATA"] and "Apache License" in meta["LICENSE"]
     check = (
         "import sys; sys.path.insert(0, sys.argv[1]); import multiexit_nb\n"
         "assert multiexit_nb.__file__.startswith(sys.argv[1])\n"
-        "from multiexit_nb.runs import published; from multiexit_nb.methods import list_methods\n"
-        "print(len(published('mate', '2')), len(list_methods()))"
+        "from multiexit_nb.runs import list_runs, published; from multiexit_nb.methods import list_methods\n"
+        "print(len(published('mate', '2')), len(list_methods()), len(list_runs()))"
     )
-    rows, methods = map(int, run(sys.executable, "-c", check, tmp_path/"site", cwd=tmp_path).split())
+    env = dict(MULTIEXIT_EXAMPLES="", MULTIEXIT_RUNS="")
+    said = run(sys.executable, "-c", check, tmp_path/"site", cwd=tmp_path, **env)
+    rows, methods, examples = map(int, said.split())
+    assert examples == len(list((ROOT/"data"/"examples").iterdir())) > 0
     from multiexit_nb.methods import list_methods
     from multiexit_nb.runs import published
 
