@@ -282,6 +282,7 @@ _LAYOUT = """
 _PARTS = """
 .mx-lab .mx-figures.mx-figures { display: flex; flex-flow: row wrap; gap: 4px; overflow: hidden; }
 .mx-lab .mx-figures > * { flex: 1 1 260px; min-width: 0; overflow: hidden; }
+.mx-lab .mx-figures > :empty { display: none; }
 .mx-lab .mx-figures > .mx-narrow { flex: 0 0 160px; }
 .mx-lab .mx-square { max-width: 700px; }
 .mx-lab .mx-wide > * { flex-basis: 100%; }
@@ -300,6 +301,7 @@ _PARTS = """
 .mx-lab.mx-gone > [role=alert] { font-weight: bold; padding: 4px 0; }
 .mx-lab summary { cursor: pointer; } .mx-lab .widget-html-content { line-height: 1.35; overflow-wrap:
   anywhere; }
+@container (min-width: 960px) { .mx-lab .mx-body.mx-body { grid-template-columns: 300px minmax(0, 1fr); } }
 @container (max-width: 600px) { .mx-lab .mx-body.mx-body { grid-template-columns: minmax(0, 1fr); } }
 """
 

@@ -305,9 +305,10 @@ def begin_anew(self: TrainLab):
     self.doubt_early()
     self.fill(self.beside, [("no other run", ""), *((run_text(r), r) for r in finished_runs())], "")
     self.status.value = f"Nothing runs yet. It would run on {device_text(pick_device())}."
-    for view in (self.accuracy, self.losses, self.inner):
-        redraw(view, figure(view.layout.title.text or "", "epoch", xaxis_range=[0, self.setup.epochs.value]))
-    empty = dict(xaxis_range=[0, 20], yaxis_range=[0, 100])
+    epochs = [0, self.setup.epochs.value]
+    for view, title in ((self.losses, "Loss terms (training)"), (self.inner, "What the method learns")):
+        redraw(view, figure(title, "epoch", xaxis_range=epochs))
+    empty = dict(xaxis_range=epochs, yaxis_range=[0, 100])
     redraw(self.accuracy, figure("Accuracy by epoch: press Start", "epoch", "top-1 (%)", **empty))
     self.grey()
 

@@ -165,7 +165,7 @@ STILL = """() => new Promise(done => {
     };
     look(); })"""
 DRAWN = """(() => { const all = [...document.querySelectorAll('.mx-figure')].filter(p => p.offsetParent);
-    return all.length > 0 && all.every(p => p.querySelector('.gtitle') && p.data); })()"""
+    return all.length > 0 && all.every(p => p.querySelector('.gtitle')); })()"""
 
 
 def still(page):
