@@ -657,6 +657,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'multiexit_nb/backbones.py'),
                                         'multiexit_nb.backbones.stage_shapes': ('backbones.html#stage_shapes', 'multiexit_nb/backbones.py'),
                                         'multiexit_nb.backbones.tiny': ('backbones.html#tiny', 'multiexit_nb/backbones.py'),
+                                        'multiexit_nb.backbones.torchvision_models': ( 'backbones.html#torchvision_models',
+                                                                                       'multiexit_nb/backbones.py'),
                                         'multiexit_nb.backbones.wrn_14_4': ('backbones.html#wrn_14_4', 'multiexit_nb/backbones.py'),
                                         'multiexit_nb.backbones.wrn_28_10': ('backbones.html#wrn_28_10', 'multiexit_nb/backbones.py')},
             'multiexit_nb.checkpoints': { 'multiexit_nb.checkpoints.check_identity': ( 'checkpoints.html#check_identity',

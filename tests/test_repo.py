@@ -272,9 +272,9 @@ def test_no_machine_paths():
 
 # ---------------------------------------------------------------- the package
 def test_importing_the_package_is_light():
-    heavy = "torchvision torchmetrics accelerate sklearn scipy pandas pyarrow plotly".split()
-    heavy += "ipywidgets IPython papermill".split()
-    code = f"import sys, multiexit_nb.core; print([m for m in {heavy} if m in sys.modules])"
+    heavy = "torchvision torch._dynamo torchmetrics accelerate sklearn scipy pandas pyarrow plotly".split()
+    heavy += "PIL ipywidgets IPython papermill".split()
+    code = f"import sys, multiexit_nb.trainer; print([m for m in {heavy} if m in sys.modules])"
     assert run(sys.executable, "-c", code, cwd=ROOT).strip() == "[]"
     code = "import sys, multiexit_nb; print('torch' in sys.modules)"
     assert run(sys.executable, "-c", code, cwd=ROOT).strip() == "False"
