@@ -20,7 +20,7 @@ from fastcore.basics import patch
 
 from .checkpoints import load_checkpoint
 from .core import InputError, brief, check_value, pick_device, seed_everything, settings, unknown
-from .data import Splits, dataset_info
+from .data import Splits, dataset_info, same_contents
 from .datasets import has_unlabelled
 from .doubts import steps_doubt
 from .history import last_matrix
@@ -289,7 +289,7 @@ def prepare(parameters: dict, explicit: set = frozenset(),   # parameters by nam
 def make_run(self: Experiment, data: Splits):
     "Give a new run its folder."
     about = dict(device=str(self.device), num_classes=data.num_classes, image_size=data.image_size,
-                 images=about_images(data), plugins=load_plugins())
+                 images=about_images(data), contents=data.contents, plugins=load_plugins())
     teacher = teacher_run(self.parameters, data.num_classes, data.image_size)
     if teacher:
         about["teacher"] = teacher.id
@@ -305,6 +305,7 @@ def start(self: Experiment, data: Splits, bar: bool = True,
     "A training before its first epoch, or where it stopped. A run is held for writing from now on."
     if self.run:
         self.run.check_resume(steering)
+        same_contents(self.run.id, self.run.about.get("contents"), data)
     net, method = self.build(data)
     if self.run is None:
         self.make_run(data)

@@ -18,7 +18,7 @@ from .policies import Policy, simulate
 from .predict import at_share
 from .runs import Run
 
-# %% ../nbs/81_export_run.ipynb #check-answers
+# %% ../nbs/81_export_run.ipynb #check
 @dataclass(frozen=True)
 class Check:
     "What came of asking exported files about the test images of a run."
@@ -31,6 +31,7 @@ class Check:
         return (f"{self.same} of {self.images} test images are answered as by the network, at the same exit; "
                 f"top-1 {self.top1:.1f} % at {100*self.share:.0f} % of the last exit's cost")
 
+# %% ../nbs/81_export_run.ipynb #check-answers
 def check_answers(run: Run, folder, format: str, policy: Policy, costs: list[int]) -> Check:
     "Ask the files in a folder. Raises InputError if they do not answer as its network does, in float32."
     chain, test = load_exported(folder, format=format), run.data().test

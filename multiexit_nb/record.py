@@ -20,7 +20,7 @@ RECORD = 2
 _PARAMETERS = dict(dataset=str, model=str, exits=str, method=str, preset=str, tracker=str, seed=int,
                    epochs=int, model_args=dict, snapshots=int, method_args=dict, tracker_args=dict)
 _ABOUT = dict(parameters=dict, num_classes=int, image_size=int, decided=dict, epochs=int, record=int,
-              plugins=dict, learned=dict, images=dict)
+              plugins=dict, learned=dict, images=dict, contents=dict)
 _RESULT = dict(select=str, selected_epoch=int, last_epoch=int, test=dict, test_last=dict, seconds=float | int)
 SELECTIONS = {
     "best-val": "the best mean validation accuracy over exits",
@@ -50,6 +50,7 @@ def read_about(folder: Path) -> dict:
         raise damaged(folder/MANIFEST, "it is missing")
     return about
 
+# %% ../nbs/09_record.ipynb #read-result
 def read_result(folder: Path) -> dict:
     "result.json of a run, with its form checked. Raises InputError if it is damaged."
     file = folder/"result.json"

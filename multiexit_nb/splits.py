@@ -49,6 +49,7 @@ class Split:
         "uint8 to float32 of mean 0 and standard deviation 1 per channel."
         return normalised(x, self.mean, self.std)
 
+# %% ../nbs/12_splits.ipynb #normalised
 def normalised(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:   # (B, 3, H, W) uint8; (3,) in 0…1
     "float32 of mean 0 and standard deviation 1 per channel."
     scale = (1/(255*std)).view(1, 3, 1, 1).to(x.device)
@@ -159,6 +160,7 @@ class Splits:
     image_size: int               # pixels, square
     class_names: list[str]
     side: int | None = None       # the shorter side of an image before its centre is cut out
+    contents: dict = field(default_factory=dict)   # split → [number, digest]; empty: nobody looked
 
     def __repr__(self) -> str:
         names = ("train", "val", "test", "unlabelled")

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['Question', 'Study', 'studies_folder', 'list_studies', 'read_study', 'interval', 'verdict_of', 'seeds_to_decide',
            'rows_of_run', 'results_file', 'collect', 'read_results', 'values', 'differences', 'verdicts', 'sentence',
-           'by_exit', 'paired_by_exit', 'plot_paired', 'bring', 'run_study', 'folder_of', 'main']
+           'by_exit', 'paired_by_exit', 'plot_paired', 'bring', 'waves', 'run_study', 'folder_of', 'main']
 
 # %% ../nbs/75_studies.ipynb #c02
 import contextlib, json, math, os, signal, sys, threading
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Annotated, Literal
@@ -24,7 +24,7 @@ from .core import settings, unknown
 from .experiment import run_experiment
 from .parameters import Param, parameters_of, read_yaml
 from .runs import Run
-from .grid import Cell, cell_id, cells, read_grid
+from .grid import Cell, cells, read_grid
 
 # %% ../nbs/75_studies.ipynb #question
 @dataclass(frozen=True)
@@ -71,11 +71,10 @@ class Study:
     @property
     def cells(self) -> list[Cell]:
         "The runs, named by their arms; those of one seed together."
-        found = cells(self.grid)
-        if self.splits == "one":
-            return found
-        own = [c.parameters | dict(split_seed=c.parameters["seed"]) for c in found]
-        return [replace(c, parameters=p, id=cell_id(p)) for c, p in zip(found, own, strict=True)]
+        own = [dict(split_seed=s) if self.splits == "seed" else {} for s in self.seeds]
+        grids = [read_grid(self.grid | dict(grid=self.grid["grid"] | dict(seed=[s])), **p)
+                 for s, p in zip(self.seeds, own, strict=True)]
+        return [cell for grid in grids for cell in cells(grid)]
 
 # %% ../nbs/75_studies.ipynb #arms
 @patch(as_prop=True)
@@ -332,17 +331,28 @@ def bring(cell: Cell, folder: Path) -> str:
     run_experiment(p, set(p), bar=False)
     return cell.id
 
+# %% ../nbs/75_studies.ipynb #waves
+def waves(found: list[Cell]) -> list[list[Cell]]:
+    "The runs in waves: none comes before one that it learns from."
+    ordered, left = [], list(found)
+    while left:
+        ids = {c.id for c in left}
+        ordered.append([c for c in left if ids.isdisjoint(c.after)])
+        left = [c for c in left if not ids.isdisjoint(c.after)]
+    return ordered
+
 # %% ../nbs/75_studies.ipynb #run-study
 def run_study(study: Study, folder: Path, workers: int = 1):
     "Run what is missing of a study, some runs at a time, each by one thread."
     os.environ["OMP_NUM_THREADS"] = "1"
-    missing = [c for c in study.cells if not Run(folder/c.id).finished]
+    missing = waves([c for c in study.cells if not Run(folder/c.id).finished])
     with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_stoppable) as pool:
         try:
-            with _deaf():
-                waiting = [pool.submit(bring, c, folder) for c in missing]
-            for done in progress(waiting, desc=study.name, unit="run"):
-                done.result()
+            for wave in missing:
+                with _deaf():
+                    waiting = [pool.submit(bring, c, folder) for c in wave]
+                for done in progress(waiting, desc=study.name, unit="run"):
+                    done.result()
         except KeyboardInterrupt:
             pool.shutdown(wait=False, cancel_futures=True)
             for child in active_children():

@@ -178,7 +178,7 @@ def note(self: Sweep) -> str:
     eta = "" if left is None else f"; about {duration(left)} left"
     return f"{len(self.cells)} runs in {self.runs.path.name}: {counts}{eta}"
 
-# %% ../nbs/47_sweep.ipynb #seconds-left
+# %% ../nbs/47_sweep.ipynb #epochs-of
 @patch
 def epochs_of(self: Sweep, cell: Cell) -> tuple[int, int, float | None]:
     "Epochs done and in all, and the seconds that one takes, where it is known."
@@ -196,6 +196,7 @@ def epochs_of(self: Sweep, cell: Cell) -> tuple[int, int, float | None]:
         self.worked[cell.id] = found
     return found
 
+# %% ../nbs/47_sweep.ipynb #seconds-left
 @patch
 def seconds_left(self: Sweep) -> float | None:
     "Until all is trained that can be, as far as can be told."

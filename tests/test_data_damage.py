@@ -1,8 +1,9 @@
 """Damaged data files: every kind of file, damaged in eight ways, is read right or answered in one line.
 
-What has no checksum anywhere cannot be noticed: other pixels in a JPEG, an image that is gone from a folder
-that nobody counts, a split that is gone whole, a bit in a list (of Aircraft, TinyImageNet) that makes another
-name or ends it early. They are counted, and nothing else may differ."""
+What has no checksum anywhere is not noticed by who reads it for the first time: an image that is gone from a
+folder that nobody counts, a split that is gone whole, a bit in a list (of Aircraft, TinyImageNet) that makes
+another name or ends it early. A run that was made before notices, as it knows what was there; an official set
+is counted. Other pixels in a JPEG are noticed by nobody. They are counted, and nothing else may differ."""
 import os
 import random
 import shutil
@@ -16,10 +17,8 @@ from faults import tell
 from multiexit_nb.core import InputError
 from multiexit_nb.data import load_dataset
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.* officially")]
 IMAGES = {".png", ".jpg", ".JPEG"}
-UNCHECKED = {"variants.txt", "images_variant_trainval.txt", "images_variant_test.txt", "val_annotations.txt",
-             "words.txt", "wnids.txt"}
 LAYOUTS = dict(parquet=layouts.parquet, imagefolder=layouts.imagefolder, cub200=layouts.cub200,
                dogs=layouts.dogs, aircraft=layouts.aircraft, imagenet=layouts.imagenet,
                tinyimagenet=lambda top: layouts.tinyimagenet(top, 3))
@@ -66,10 +65,10 @@ WAYS = (truncate, flip, empty, junk, double, swap, delete, unreadable)
 
 # ---------------------------------------------------------------- what is read
 def reading(name, top, kept) -> dict:
-    "Class names, and the labels and images of each split."
+    "What a run would know of it, and the labels and images of each split."
     root = kept if ":" in name else top
     data = load_dataset(name, root, image_size=8, val_per_class=1, workers=0, download=False)
-    found = dict(names=data.class_names)
+    found = dict(contents=data.contents)
     for s in ("train", "val", "test"):
         split = getattr(data, s)
         images, = split.source.batches([split.rows], torch.device("cpu"))
@@ -78,28 +77,18 @@ def reading(name, top, kept) -> dict:
     return found
 
 
-def labels(found: dict) -> Counter:
-    return Counter((s, y) for s in ("train", "val", "test") for y, _ in found[s])
-
-
-def outcome(name, top, kept, right, damaged, way) -> str:
+def outcome(name, top, kept, right, damaged) -> str:
     "How a damaged data set was read; an assertion if it is another answer, or not one line."
     try:
         found = reading(name, top, kept)
     except InputError as e:
         assert "\n" not in str(e) and len(str(e)) < 700, str(e)
         return "one line"
+    if found["contents"] != right["contents"]:
+        return "one line, from a run made before"
     if found == right:
         return "right"
-    if damaged.name in UNCHECKED and way in (flip, truncate, double):
-        return "another list"
-    assert found["names"] == right["names"]
-    if damaged.name.startswith("test-") and way is delete:
-        return "no test images of its own"
-    if damaged.suffix in IMAGES and way in (delete, unreadable):
-        assert len(list(labels(right) - labels(found))) <= 3
-        return "an image less"
-    assert damaged.suffix in (".jpg", ".JPEG") and labels(found) == labels(right), "another answer"
+    assert damaged.suffix in (".jpg", ".JPEG"), "another answer"
     return "other pixels"
 
 
@@ -124,10 +113,9 @@ def test_damaged_files_of_a_data_set(tmp_path, kind):
             other = rng.choice(others).read_bytes() if others else b"another program's file"
             damaged = top/f.relative_to(whole)
             way(damaged, rng, other)
-            counts[outcome(name, top, tmp_path/"kept", right, damaged, way)] += 1
+            counts[outcome(name, top, tmp_path/"kept", right, damaged)] += 1
             shutil.rmtree(top)
-    unseen = sum(n for what, n in counts.items() if what not in ("right", "one line"))
-    tell(f"a file of a data set: {kind}", counts, lost=unseen)
+    tell(f"a file of a data set: {kind}", counts, lost=counts["other pixels"])
     print(f"\n{kind}: {sum(counts.values())} damaged files:", dict(counts))
     assert counts["one line"] > 0
 

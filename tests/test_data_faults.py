@@ -12,9 +12,11 @@ import pytest
 import torch
 from layouts import picture, png
 from PIL import Image
+from tiny import make_run
 
 from multiexit_nb.core import InputError
 from multiexit_nb.data import Decoded, dataset_info, decode_image, load_dataset
+from multiexit_nb.experiment import run_experiment
 
 
 def refused(name, match, root="nowhere", **kw):
@@ -136,7 +138,7 @@ def test_a_class_that_only_testing_has(tmp_path):
 def test_a_broken_first_image(tmp_path):
     name = layouts.imagefolder(tmp_path)
     (tmp_path/"set"/"train"/"x"/"0.png").write_bytes(b"no image")
-    refused(name, "cannot decode .*0.png: UnidentifiedImageError", tmp_path)
+    refused(name, "cannot decode .*0.png: UnidentifiedImageError: cannot identify image file$", tmp_path)
     with pytest.raises(InputError, match="cannot decode"):
         dataset_info(name)
 
@@ -304,3 +306,56 @@ def test_a_list_that_names_a_file_which_is_not_there(tmp_path):
     layouts.tinyimagenet(tmp_path, 3)
     (tmp_path/"tiny-imagenet-200"/"val"/"images"/"val_7.JPEG").unlink()
     refused("tinyimagenet", "cannot read .*val_7.JPEG: No such file", tmp_path, val_per_class=1)
+
+
+def test_official_sets_are_counted(tmp_path):
+    layouts.imagenet(tmp_path)
+    with pytest.warns(UserWarning, match="imagenet has 60 and 10 images .*, officially 1,281,167 and 50,000"):
+        load_dataset("imagenet", tmp_path, val_per_class=1, workers=0)
+
+
+# ---------------------------------------------------------------- changed since a run was made
+def gone(file):
+    return lambda top: (top/file).unlink()
+
+
+CHANGES = {
+    "an image for training": (gone("train/x/3.png"), "training images: 27 then, 26 now"),
+    "an image for testing": (gone("test/y/9.png"), "test images: 30 then, 29 now"),
+    "a class": (lambda top: [shutil.rmtree(top/s/"y") for s in ("train", "test")], "classes: 3 then, 2 now"),
+    "all images for testing": (lambda top: shutil.rmtree(top/"test"), "training images: 27 then, 21 now"),
+    "the name of an image": (lambda top: (top/"test"/"x"/"0.png").rename(top/"test"/"x"/"a.png"),
+                             "test images: as many, but not the same ones"),
+    "the name of a class": (lambda top: [(top/s/"x").rename(top/s/"X") for s in ("train", "test")],
+                            "classes: as many, but not the same ones"),
+}
+
+
+@pytest.fixture(scope="module")
+def run_of_a_folder(tmp_path_factory):
+    "A finished run on images in three class folders; the folder."
+    top = tmp_path_factory.mktemp("folder")
+    name = layouts.imagefolder(top)
+    for s in ("train", "test"):
+        shutil.copytree(top/"set"/s/"x", top/"set"/s/"z")
+    p = dict(dataset=name, images_per_class=0, batch_size=8, image_size=16)
+    return make_run(top/"runs", **p), top/"set"
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_data_set_that_has_changed_since_a_run(change, run_of_a_folder, tmp_path):
+    "Neither looked at nor trained on: what was learned and tested were other images."
+    run, folder = run_of_a_folder
+    assert len(run.data().test) == run.result["test_images"]
+    shutil.copytree(folder, tmp_path/"whole")
+    how, says = CHANGES[change]
+    try:
+        how(folder)
+        for asks in (run.data, lambda: run_experiment({"resume": str(run.path)}, {"resume"}, bar=False)):
+            with pytest.raises(InputError) as e:
+                asks()
+            assert "\n" not in str(e.value)
+            assert f"has changed since run {run.id} was made" in str(e.value) and says in str(e.value)
+    finally:
+        shutil.rmtree(folder)
+        shutil.move(tmp_path/"whole", folder)

@@ -5,6 +5,8 @@ Runs that were never trained stand in, one for every cell of every grid.
 import functools
 import json
 import math
+import random
+import statistics
 from pathlib import Path
 
 import numpy as np
@@ -309,6 +311,29 @@ def test_a_steered_run_fills_nothing(tmp_path):
     assert by_identity([run])[MATE_2] == [run]
     run.event(2.5, "alpha", 3., 1.)
     assert by_identity([run])[MATE_2] == []
+
+
+def test_the_spread_of_mates_table_4_is_over_epochs(tmp_path):
+    "Computed from the written history by Python's own arithmetic: by epoch, and the mean of that over seeds."
+    g, runs, gaps = random.Random(0), [], {}
+    for seed in (0, 1):
+        run = arms.example_run(tmp_path, "mate", seed, [70, 75, 78, 79], epochs=300,
+                               **{k: v for k, v in MATE_2.items() if k != "method"})
+        rows = [(e, split, m, "gap", round(g.gauss(9 - m, m + seed), 6))
+                for e in range(1, 301) for split in ("val", "test") for m in (1, 2, 3, 4)]
+        lines = ["epoch,split,exit,metric,value", *(",".join(map(str, row)) for row in rows)]
+        (run.path/"history.csv").write_text("\n".join(lines))
+        for m in (1, 2, 3, 4):
+            gaps[seed, m] = [v for _, split, exit, _, v in rows if (split, exit) == ("test", m)]
+        runs.append(run)
+    ours = pub.paper_table("mate", 4, runs).numbers.query("method == 'mate'")
+    assert list(ours.exit.astype(int)) == [1, 2, 3, 4]
+    for row in ours.itertuples():
+        of = [gaps[seed, int(row.exit)] for seed in (0, 1)]
+        assert row.ours == pytest.approx(statistics.fmean(map(statistics.fmean, of)), abs=1e-9)
+        assert row.ours_std == pytest.approx(statistics.fmean(map(statistics.stdev, of)), abs=1e-9)
+        means = [statistics.fmean(v) for v in of]
+        assert abs(row.ours_std - statistics.stdev(means)) > .5, "not the spread over seeds"
 
 
 def test_what_there_is_not(tmp_path):

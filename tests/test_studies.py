@@ -39,6 +39,23 @@ def test_every_study_can_be_run(name):
             prepare(cell.parameters, set(cell.parameters), coming=cell.after)
 
 
+@pytest.mark.parametrize("splits", ["one", "seed"])
+def test_a_run_of_a_study_learns_from_a_run_of_its_own_seed_and_waits_for_it(small, splits):
+    teach = "- {name: kd, method: kd, exits: none, method_args: {teacher: exit-wise}}"
+    text = SMALL.replace("    - {name: exit-wise", f"    {teach}\n    - {{name: exit-wise")
+    small.write_text(text.replace("splits: seed", f"splits: {splits}"))
+    cells = studies.read_study(str(small)).cells
+    of = {c.id: c for c in cells}
+    students = [c for c in cells if c.name == "kd"]
+    assert len(students) == 2
+    for c in students:
+        teacher = of[c.parameters["method_args"]["teacher"]]
+        assert c.after == (teacher.id,) and teacher.name == "exit-wise"
+        assert teacher.parameters["seed"] == c.parameters["seed"]
+    first, second = studies.waves(cells)
+    assert second == students and len(first) == 4
+
+
 def test_a_study_runs_goes_on_and_is_answered_from_its_file(small, tmp_path, capsys):
     folder, study = tmp_path/"runs"/"s", studies.read_study(str(small))
     assert {c.parameters["split_seed"] for c in study.cells} == {10, 11}

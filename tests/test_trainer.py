@@ -161,8 +161,9 @@ def uninterrupted(tmp_path, like):
     return torch.load(tmp_path/"a.pt", weights_only=True)
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.slow)])
-def test_kill_9_and_resume(kills, tmp_path):
+def test_kill_9_and_resume(tmp_path):
+    "Many more of the whole program: test_damage.py."
+    kills = 2
     b, hits = killed_at_random_moments(tmp_path, kills, seed=kills)
     a = uninterrupted(tmp_path, tmp_path/"c.pt")
     assert hits >= kills//2, "the kills came too late to test anything"
@@ -429,6 +430,23 @@ def test_selection(data):
                      Recipe(epochs=3, batch_size=256, select="best-test", **PLAIN))
     last = [r["test"]["top1"][-1] for r in records]
     assert t.best["epoch"] == 1 + last.index(max(last)) and all("val" not in r for r in records)
+
+
+@pytest.mark.parametrize("name, model, epoch", [("branchynet", "tiny", 1), ("dml", "tiny", 1),
+                                                ("baseline", "tiny", 2), ("dml", "tiny+tiny", 2)])
+def test_exits_that_learn_nothing_and_a_teacher_select_no_epoch(name, model, epoch, data):
+    "Early exits are better after epoch 1, the last one after epoch 2."
+    t = train(*make(data, name, model=model), data, Recipe(epochs=2, **PLAIN), device="cpu", bar=False)
+    early = t.net.num_exits - 1
+    records = [dict(epoch=1, val=dict(top1=[50.]*early + [60.])),
+               dict(epoch=2, val=dict(top1=[0.]*early + [61.]))]
+    for record in records:
+        t.keep_best(record)
+    assert t.best["epoch"] == epoch
+    t.best = dict(epoch=0, score=-math.inf, net=None, method=None)    # as in a checkpoint of before
+    for record in records:
+        t.keep_best(record)
+    assert t.best["epoch"] == 1
 
 
 def test_unlabelled_images_come_with_every_batch(data):

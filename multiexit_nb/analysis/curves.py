@@ -27,7 +27,7 @@ def scored_split(history) -> str:
     "The split that was scored every epoch: val, or test where nothing was held out."
     return "val" if (history.split == "val").any() else "test"
 
-# %% ../../nbs/51_curves.ipynb #plot-accuracy
+# %% ../../nbs/51_curves.ipynb #before
 DASHES = ["solid", "dash", "dashdot", "dot", "longdash", "longdashdot"]
 
 def _mode(points: int) -> str:
@@ -41,6 +41,7 @@ def _before(fig, top, phase: str):
                         showlegend=bool(m == top.columns[-1]), line=dict(color=GREY, width=1),
                         hovertemplate=f"{phase}, {m}: %{{y:.1f}} %<extra></extra>")
 
+# %% ../../nbs/51_curves.ipynb #plot-accuracy
 def plot_accuracy(history, split: str = "val"):
     "Top-1 of every exit and of the anytime ensemble by epoch."
     top, ens = exit_curves(history, "top1", split), exit_curves(history, "anytime", split)

@@ -71,7 +71,7 @@ def find(item: Item, runs, form: Form) -> list[Found]:
     index = by_identity(runs)
     return [Found(a.parameters, a.labels, index[a.parameters]) for a in item.arms_in(form)]
 
-# %% ../../nbs/72_matching.ipynb #own-form
+# %% ../../nbs/72_matching.ipynb #recipe-apart
 _FREE = ("model_args", "num_exits", "image_size")     # what a stand-in brings with it
 
 def _recipe_apart(one: Identity) -> tuple[frozenset, frozenset]:
@@ -80,6 +80,7 @@ def _recipe_apart(one: Identity) -> tuple[frozenset, frozenset]:
     sources = {(k, v) for k, v in one.settings if k in run_arguments(method)}     # they have a recipe, too
     return frozenset(one.settings - own - sources), frozenset(own)
 
+# %% ../../nbs/72_matching.ipynb #own-form
 def own_form(item: Item, runs, instead: dict) -> Form:    # e.g. {"cifar100": "digits", "vgg16": "tiny"}
     "The form with a user's stand-ins: the recipe is the one that most arms have runs of."
     index = by_identity(runs)

@@ -15,6 +15,16 @@ from .statistics import (SPREADS, WILSON, Table, interval_text, number, runs_of,
 from ..core import InputError, check_value
 from ..published_tables import published
 
+# %% ../../nbs/73_published.ipynb #run-notes
+def _run_notes(scored, runs: list) -> list[str]:
+    "How the runs of a table were trained and selected, and what their spread is."
+    how = sorted({f"{r.result['last_epoch']} epochs, selected by {r.result['select']}" for r in runs})
+    kind = "se" if scored.note.str.contains("1.96").any() else "std"
+    gaps = (scored.metric == "learning_gap_pp").any()
+    spreads = "standard deviation over epochs" if gaps else SPREADS[kind]
+    ours = [f"Ours: {', '.join(how)}.", f"Ours ± {spreads}, {seeds_note(scored.n[scored.n > 0])}"]
+    return ours + [WILSON]*bool(scored.low.notna().any())
+
 # %% ../../nbs/73_published.ipynb #table-notes
 def table_notes(item: Item, rows, index: RunIndex, form: Form) -> tuple:
     "What one must know to read a table: selection, spread, gaps, and what stands in for what."
@@ -25,12 +35,7 @@ def table_notes(item: Item, rows, index: RunIndex, form: Form) -> tuple:
     if paper.flatters and len(scored):
         notes.append(f"{paper.name.upper()} reports the epoch with the best test accuracy, which flatters.")
     if run:
-        how = sorted({f"{r.result['last_epoch']} epochs, selected by {r.result['select']}" for r in run})
-        kind = "se" if scored.note.str.contains("1.96").any() else "std"
-        gaps = (scored.metric == "learning_gap_pp").any()
-        spreads = "standard deviation over epochs" if gaps else SPREADS[kind]
-        notes += [f"Ours: {', '.join(how)}.", f"Ours ± {spreads}, {seeds_note(scored.n[scored.n > 0])}"]
-        notes += [WILSON]*bool(scored.low.notna().any())
+        notes += _run_notes(scored, run)
     if item.note:
         notes.append(item.note)
     if rows[rows.metric.isin(COSTS)].ours.notna().any():
@@ -103,12 +108,13 @@ def _row_keys(body, across: str) -> list:
         varies.append("exit")
     return [k for k in varies if k != "note" or (body.metric == "top5_budgeted").all()]
 
-# %% ../../nbs/73_published.ipynb #paper-table
+# %% ../../nbs/73_published.ipynb #stood-in
 def _stood_in(body):
     "The rows of data sets and networks that have a run; all where there is none."
     some = body.groupby(["dataset", "model"]).ours.transform(lambda v: v.notna().any())
     return body[some] if some.any() else body
 
+# %% ../../nbs/73_published.ipynb #paper-table
 def paper_table(paper: str, table, runs=None,
                 *, form: str = "full",               # or "quick": the same comparison with stand-ins
                 instead: dict | None = None,         # stand-ins of one's own, e.g. {"cifar100": "digits"}

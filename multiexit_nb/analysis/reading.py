@@ -127,7 +127,7 @@ def published_gains(paper: str, table, against: str):    # spelled as the paper 
                       for e, v in ends[method].items()]
     return pd.DataFrame(found, columns=["method", "where", "end", "value"])
 
-# %% ../../nbs/77_reading.ipynb #gains
+# %% ../../nbs/77_reading.ipynb #gains-ours
 def _range(middle: float, low: float, high: float) -> str:
     return f"{number(middle, sign=True)} ({number(low, sign=True)} … {number(high, sign=True)})"
 
@@ -141,6 +141,7 @@ def _ours(study: str, lines: dict, against: str, metric: str) -> dict:
             cells[method, end] = _range(d.mean(), *interval(d))
     return cells
 
+# %% ../../nbs/77_reading.ipynb #gains
 def gains(paper: str, table, against: str, study: str,
           lines: dict,                # arm of the study → the paper's name of the method
           other: str, metric: str = "top1") -> Table:     # other: the arm compared with

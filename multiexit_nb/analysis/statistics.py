@@ -334,7 +334,7 @@ def best_of_row(means, half) -> int | None:
     first, second = order[:2]
     return int(first) if means[first] - half[first] > means[second] + half[second] else None
 
-# %% ../../nbs/58_statistics.ipynb #table-by-exit
+# %% ../../nbs/58_statistics.ipynb #best-cells
 def _best_cells(means, half) -> frozenset:    # rows: data set, network, method; columns: exits
     "The cells that are best of their exit, among the methods of a data set and network."
     subjects, found = {}, set()
@@ -346,6 +346,7 @@ def _best_cells(means, half) -> frozenset:    # rows: data set, network, method;
             found |= set() if best is None else {(rows[best], j)}
     return frozenset(found)
 
+# %% ../../nbs/58_statistics.ipynb #table-by-exit
 def table_by_exit(results, metric: str = "top1", pm: str = "std") -> Table:
     "Rows: data set, network, method; columns: exits; mean ± spread over seeds."
     s = summary(results[results.metric == metric])

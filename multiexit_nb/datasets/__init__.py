@@ -7,7 +7,7 @@ __all__ = ['register_dataset', 'Raw', 'list_datasets', 'find_dataset', 'open_dat
            'existing_path', 'natural_size']
 
 # %% ../../nbs/13_datasets.ipynb #c02
-import importlib, pkgutil
+import importlib, pkgutil, warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
@@ -65,18 +65,29 @@ def open_dataset(name: str, root=None, image_size: int | None = None, download: 
     _check_size(image_size)
     try:
         raw = opener(Path(root or settings()["datasets"]), path, image_size, download)
-        return _check_images(raw, str(name)[:200])
+        raw = _check_images(raw, str(name)[:200])
     except InputError:
         raise
     except Exception as e:
         why = f"{type(e).__name__}: {str(e)[:200]}"
         raise InputError(f"cannot open the data set {str(name)[:200]}: {why}") from e
+    _compare_counts(raw, opener)
+    return raw
 
+# %% ../../nbs/13_datasets.ipynb #check-images
 def _check_images(raw: Raw, name: str) -> Raw:
     for split, part in (("training", raw.train), ("testing", raw.test), ("validation", raw.val)):
         if part is not None and not len(part[1]):
             raise InputError(f"{name} has no images for {split}")
     return raw
+
+def _compare_counts(raw: Raw, opener: Callable):
+    "A warning if there are not as many images as officially."
+    there, official = (len(raw.train[1]), len((raw.test or raw.train)[1])), opener.info.get("images")
+    if official and there != official:
+        counts, expected = (f"{train:,} and {test:,}" for train, test in (there, official))
+        warnings.warn(f"{opener.name} has {counts} images for training and testing, officially {expected}",
+                      stacklevel=4)
 
 # %% ../../nbs/13_datasets.ipynb #dataset-info
 def dataset_info(name: str, root=None, *, image_size: int | None = None) -> tuple[int, int]:

@@ -47,7 +47,7 @@ def _cub_table(file: Path) -> list[str]:
     return [r[1].strip() for r in rows]
 
 # %% ../../nbs/datasets/official.ipynb #cub200
-@register_dataset("cub200", num_classes=200, image_size=224)
+@register_dataset("cub200", num_classes=200, image_size=224, images=(5994, 5794))
 def cub200(root: Path, path: str, image_size: int | None, download: bool) -> Raw:
     "CUB-200-2011: 11,788 birds of 200 species, in CUB_200_2011/."
     lists = [f"{n}.txt" for n in ("images", "image_class_labels", "train_test_split", "classes")]
@@ -81,7 +81,7 @@ def _dogs_list(file: Path) -> tuple[list[str], list[int]]:
     return files, labels
 
 # %% ../../nbs/datasets/official.ipynb #dogs
-@register_dataset("dogs", num_classes=120, image_size=224)
+@register_dataset("dogs", num_classes=120, image_size=224, images=(12000, 8580))
 def dogs(root: Path, path: str, image_size: int | None, download: bool) -> Raw:
     "Stanford Dogs: 20,580 dogs of 120 breeds, in StanfordDogs/: Images/, train_list.mat, test_list.mat."
     top = _complete(root/"StanfordDogs", "train_list.mat", "test_list.mat", "Images")
@@ -96,7 +96,7 @@ def dogs(root: Path, path: str, image_size: int | None, download: bool) -> Raw:
     return Raw(train, test, class_names=names, augment=LARGE)
 
 # %% ../../nbs/datasets/official.ipynb #aircraft
-@register_dataset("aircraft", num_classes=100, image_size=224)
+@register_dataset("aircraft", num_classes=100, image_size=224, images=(6667, 3333))
 def aircraft(root: Path, path: str, image_size: int | None, download: bool) -> Raw:
     "FGVC-Aircraft: 10,000 aircraft of 100 variants, through torchvision."
     from torchvision.datasets import FGVCAircraft
@@ -110,7 +110,7 @@ def aircraft(root: Path, path: str, image_size: int | None, download: bool) -> R
     return Raw(train, test, class_names=list(splits[0].classes), augment=LARGE)
 
 # %% ../../nbs/datasets/official.ipynb #imagenet
-@register_dataset("imagenet", num_classes=1000, image_size=224)
+@register_dataset("imagenet", num_classes=1000, image_size=224, images=(1_281_167, 50000))
 def imagenet(root: Path, path: str, image_size: int | None, download: bool) -> Raw:
     "ImageNet (ILSVRC 2012) as imagenet/train/<wnid>/ and imagenet/val/<wnid>/."
     top = _complete(root/"imagenet", "train", "val")
@@ -150,7 +150,7 @@ def _words(file: Path, wnids: list[str]) -> list[str]:
     return [words[w].split(",")[0].strip() for w in wnids]
 
 # %% ../../nbs/datasets/official.ipynb #tinyimagenet
-@register_dataset("tinyimagenet", num_classes=200, image_size=64)
+@register_dataset("tinyimagenet", num_classes=200, image_size=64, images=(100_000, 10000))
 def tinyimagenet(root: Path, path: str, image_size: int | None, download: bool) -> Raw:
     "TinyImageNet: 200 classes at 64 pixels, in tiny-imagenet-200/."
     top = _complete(root/"tiny-imagenet-200", "wnids.txt", "words.txt", "train",

@@ -10,6 +10,7 @@ import torch
 
 from ..losses import labelled_mean, pairwise_kl
 from . import Method, SoftTemperature, register
+from ..models import Cohort
 
 # %% ../../nbs/methods/dml.ipynb #dml
 @register("dml", paper="Zhang et al. 2018")
@@ -20,6 +21,9 @@ class DML(Method):
     def __init__(self, task, *, temperature: SoftTemperature = 1.):
         super().__init__(task)
         self.temperature = temperature
+
+    def prepare(self, net):
+        self.selected_by = "last" if isinstance(net, Cohort) else "mean"
 
     def loss(self, out, targets):
         n = len(out.logits)

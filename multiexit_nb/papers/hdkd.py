@@ -11,7 +11,7 @@ from ..analysis.matching import cost_of, outputs_of
 from ..analysis.paper import Arm, Form, Paper, declare_figure, declare_table
 from ..inference import budgeted_batch, combine_networks
 
-# %% ../../nbs/papers/hdkd.ipynb #paper
+# %% ../../nbs/papers/hdkd.ipynb #fixing
 def _hdkd(**args) -> dict:
     return dict(method="hdkd", preset="paper") | (dict(method_args=args) if args else {})
 
@@ -25,6 +25,7 @@ class Fixing(Paper):
             return p
         return {**p, "method_args": dict(fixed_gamma=self.parameters(dataset, model, learned))}
 
+# %% ../../nbs/papers/hdkd.ipynb #paper
 paper = Fixing(
     "hdkd", "Harmonized dense knowledge distillation training for multi-exit architectures",
     base=dict(exits="msdnet", unlabelled_ratio=0.0),
