@@ -999,6 +999,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'multiexit_nb/experiment.py'),
                                          'multiexit_nb.experiment.teacher_run': ( 'experiment.html#teacher_run',
                                                                                   'multiexit_nb/experiment.py'),
+                                         'multiexit_nb.experiment.with_usual': ('experiment.html#with_usual', 'multiexit_nb/experiment.py'),
                                          'multiexit_nb.experiment.writable': ('experiment.html#writable', 'multiexit_nb/experiment.py')},
             'multiexit_nb.export': { 'multiexit_nb.export.Segment': ('export.html#segment', 'multiexit_nb/export.py'),
                                      'multiexit_nb.export.Segment.__init__': ('export.html#segment.__init__', 'multiexit_nb/export.py'),
