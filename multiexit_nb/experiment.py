@@ -96,7 +96,7 @@ def recipe_of(p: dict, explicit: set) -> Recipe:
 
 # %% ../nbs/44_experiment.ipynb #with-usual
 def with_usual(p: dict, explicit: set) -> dict:
-    "The parameters, with what is usual for their data set and network in place of what was left at its default."
+    "The parameters; what was left at its default is what is usual for their data set and network."
     named = p["recipe"] or preset_recipe(p["method"], p["preset"])
     taken = explicit | (set(parameters_of(Recipe)) if named else set())
     def left(n: str) -> bool:

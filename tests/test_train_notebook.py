@@ -77,7 +77,7 @@ def test_cleaned_and_then_run_with_parameters(tmp_path):
     (["-p", "dataset", "parquet:nowhere"],
      "InputError: dataset='parquet:nowhere': expected an existing file or folder")])
 def test_wrong_input_is_one_line_and_a_failure(args, says, tmp_path):
-    done = papermill(tmp_path/"out.ipynb", *args, *([] if "lr" in args else QUICK), cwd=tmp_path)
+    done = papermill(tmp_path/"out.ipynb", *([] if "lr" in args else QUICK), *args, cwd=tmp_path)
     assert done.returncode != 0
     last = done.stderr.strip().splitlines()
     assert last[-1].startswith(says) and "Traceback" not in "\n".join(last[-3:])
