@@ -141,8 +141,8 @@ def project_root() -> Path:
     return next((folder for folder in (here, *here.parents, source) if _is_root(folder)), here)
 
 # %% ../nbs/00_core.ipynb #read-ini
-_DEFAULTS = dict(datasets="data/datasets", runs="data/runs", device="auto", workers="auto", threads="auto",
-                 plugins="")
+_DEFAULTS = dict(datasets="data/datasets", runs="data/runs", examples="data/examples", device="auto",
+                 workers="auto", threads="auto", plugins="")
 
 def _read_ini(file: Path) -> dict[str, str]:
     "The entries of a settings.ini. Raises InputError if it cannot be read as one."
@@ -169,7 +169,7 @@ def settings() -> dict:
     root = project_root()
     given = _DEFAULTS | _read_ini(root/"settings.ini")
     s = {k: (os.environ.get(f"MULTIEXIT_{k.upper()}", "").strip() or v.strip()) for k, v in given.items()}
-    for k in ("datasets", "runs"):
+    for k in ("datasets", "runs", "examples"):
         check_value(k, s[k], s[k] and "\0" not in s[k], "a folder")
         try:
             s[k] = (root/Path(s[k]).expanduser()).resolve()

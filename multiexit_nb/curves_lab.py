@@ -14,6 +14,7 @@ from fastcore.basics import patch
 from . import arms
 from .analysis import compare
 from .core import InputError
+from .folders import is_example
 from .published_tables import published, published_for
 from .runs import Run
 from .weights_lab import MOST_RUNS, FigureBox, HistoryLab, named
@@ -50,7 +51,9 @@ methods, not the numbers. MATE and EED report the epoch with the best <i>test</i
 def first_runs(known: list[Run], most: int = 4) -> list[Run]:
     "What the lab opens with."
     plain = [r for r in known if r.finished and not r.steered] or known
-    return [r for r in plain if arms.subject_of(r) == arms.subject_of(plain[0])][:most]
+    def alike(r):
+        return arms.subject_of(r), is_example(r.path)
+    return [r for r in plain if alike(r) == alike(plain[0])][:most]
 
 # %% ../nbs/68_curves_lab.ipynb #curveslab
 class CurvesLab(HistoryLab):

@@ -230,13 +230,15 @@ def take(self: CompactLogits, images) -> Tensor:
 
 # %% ../nbs/25_outputs.ipynb #compact
 def compact(logits: Tensor,   # (M, B, K)
-            labels: Tensor    # (B,)
+            labels: Tensor,   # (B,)
+            best: int = BEST, # classes kept of each exit
+            nodes: int = 6    # that stand for all others
            ) -> CompactLogits:
     "The compact form of the outputs for a batch."
     K, z = logits.shape[-1], logits.float()
     small = torch.int16 if K < 2**15 else torch.int32
-    classes = best_classes(z, BEST if K > BEST + 6 else K)
-    rest = [rest_of(z[m], classes[m]) for m in range(len(z))]
+    classes = best_classes(z, best if K > best + nodes else K)
+    rest = [rest_of(z[m], classes[m], nodes) for m in range(len(z))]
     means = [FullLogits(z).ranked(min(ENSEMBLE, K), mode).to(small) for mode in ("ensemble", "logits")]
     label = z.gather(-1, labels.expand(len(z), -1)[..., None])[..., 0]
     values, classes = z.gather(-1, classes), classes.to(small)
@@ -250,14 +252,14 @@ def sureness(z: Tensor) -> dict[str, Tensor]:   # (M, B, K) -> each (M, B)
     return {name: torch.stack([register_criterion[name](b)[0] for b in beliefs]) for name in names}
 
 # %% ../nbs/25_outputs.ipynb #rest-of
-def rest_of(z: Tensor, best: Tensor) -> Tensor:   # (B, K), (B, k) -> (B, 6, 2)
+def rest_of(z: Tensor, best: Tensor, nodes: int = 6) -> Tensor:   # (B, K), (B, k) -> (B, nodes, 2)
     "The nodes for all classes but the best."
     if best.shape[-1] == z.shape[-1]:
         return z.new_zeros(len(z), 0, 2)
     if z.device.type == "mps":                     # has no float64
-        return rest_of(z.cpu(), best.cpu()).to(z.device)
+        return rest_of(z.cpu(), best.cpu(), nodes).to(z.device)
     rest = torch.ones_like(z, dtype=torch.bool).scatter(-1, best, False)
-    return rest_nodes(z, rest).float()
+    return rest_nodes(z, rest, nodes).float()
 
 # %% ../nbs/25_outputs.ipynb #outputs
 @dataclass(frozen=True)

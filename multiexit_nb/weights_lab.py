@@ -15,16 +15,16 @@ from .core import InputError
 from .figures import exit_colours
 from .lab_figures import figure_view, html_table, redraw, remember
 from .published_tables import published
-from .runs import Run, whole_runs
+from .runs import Run, whole_runs, with_examples
 from .text import html
 from .widgets import Lab, answered, button, demo_run, pick, row, run_picker, run_text, save_row
 
 # %% ../nbs/67_weights_lab.ipynb #begun-runs
 def begun_runs() -> list[Run]:
-    "The runs that have at least one epoch behind them, newest first."
+    "The runs that have at least one epoch behind them, newest first; the shipped examples after them."
     def begun(r):
         return (r.path/"history.csv").is_file() and {"dataset", "model", "method"} <= set(r.parameters)
-    return [r for r in whole_runs() if begun(r)]
+    return [r for r in with_examples(whole_runs()) if begun(r)]
 
 # %% ../nbs/67_weights_lab.ipynb #histories
 class Histories:

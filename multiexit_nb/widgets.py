@@ -16,10 +16,11 @@ from fastcore.basics import patch
 
 from .core import InputError
 from .experiment import run_experiment
+from .folders import is_example
 from .lab_figures import Frame, export_file
 from .methods import _discover, _preset, hyperparameters
 from .parameters import Parameter
-from .runs import Run, damaged_runs, list_runs
+from .runs import Run, damaged_runs, whole_runs, with_examples
 from .text import html, one_line
 
 # %% ../nbs/60_widgets.ipynb #message
@@ -51,12 +52,11 @@ _DEMO = dict(
 )
 
 def finished_runs() -> list[Run]:
-    "The finished runs, newest first."
-    df = list_runs()
-    return [Run.load(r) for r in df.run[df.state == "finished"]]
+    "The finished runs, newest first; the shipped examples after them."
+    return [r for r in with_examples(whole_runs()) if r.finished]
 
 def demo_run(**changes) -> Run:
-    "The newest finished run; where there is none, or with changes, one made on the spot."
+    "The newest finished run, or an example; where there is neither, or with changes, one made on the spot."
     runs = finished_runs()
     if runs and not changes:
         return runs[0]
@@ -68,7 +68,8 @@ def run_text(run: Run) -> str:
     p, top = run.parameters, run.result.get("test", {}).get("top1", [])
     name = str(p.get("dataset", "?")).rstrip("/").split("/")[-1]
     score = f"{top[0]:.1f} … {top[-1]:.1f} %" if top else "unfinished"
-    parts = [p.get("method"), name, p.get("model"), score, f"seed {p.get('seed', 0)}", run.id[:15]]
+    first = ["example"]*is_example(run.path)
+    parts = [*first, p.get("method"), name, p.get("model"), score, f"seed {p.get('seed', 0)}", run.id[:15]]
     return one_line(" · ".join([*map(str, parts), *["⚑ " + run.steered] * bool(run.steered)]))
 
 def run_picker(label: str = "run", several: bool = False, value=None, runs: list[Run] | None = None):

@@ -20,6 +20,7 @@ from tiny import make_run
 def own_folders(tmp_path, monkeypatch):
     monkeypatch.setenv("MULTIEXIT_RUNS", str(tmp_path/"runs"))
     monkeypatch.setenv("MULTIEXIT_DATASETS", str(tmp_path/"datasets"))
+    monkeypatch.setenv("MULTIEXIT_EXAMPLES", str(tmp_path/"examples"))     # none: tests that want them say so
     monkeypatch.setenv("MULTIEXIT_DEVICE", "cpu")
 
 

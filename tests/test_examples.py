@@ -1,0 +1,107 @@
+"The shipped example runs: what they say is true, labs open on them, and nothing writes to them."
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from project import ROOT
+
+from multiexit_nb import arms, studies, widgets
+from multiexit_nb.core import InputError
+from multiexit_nb.evaluate import evaluate
+from multiexit_nb.files import read_manifest
+from multiexit_nb.runs import Run, list_runs, with_examples
+from multiexit_nb.text import one_line
+
+SHIPPED = ROOT/"data"/"examples"
+NAMES = sorted(path.name for path in SHIPPED.iterdir())
+
+
+@pytest.fixture
+def examples(monkeypatch):
+    monkeypatch.setenv("MULTIEXIT_EXAMPLES", str(SHIPPED))
+
+
+def contents(folder: Path) -> dict:
+    return {f.relative_to(folder).as_posix(): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_says_what_its_weights_say(name, examples):
+    "Checksums, scores and outputs belong to the weights that are shipped; the study's results say so too."
+    run = Run.load(name)
+    said = run.outputs("test")
+    scored = evaluate(run.model(), run.data().test, keep="test")
+    assert run.result["test"]["top1"] == pytest.approx(scored.scores["top1"], abs=.06)     # two images
+    assert (said.answers == scored.outputs.answers).float().mean() > .9995
+    for ours, theirs in ((said.confidence(), scored.outputs.confidence()),
+                         (said.cross_entropy(), scored.outputs.cross_entropy())):
+        torch.testing.assert_close(ours, theirs, rtol=.01, atol=.01)
+    results, about = studies.read_results("digit_pairs_methods")
+    arm = next(a for a, p in about["arms"].items() if p["method"] == run.parameters["method"])
+    rows = results[(results.arm == arm) & (results.seed == run.parameters["seed"])]
+    of_study = rows[(rows.split == "test") & (rows.metric == "top1")].sort_values("exit").value.tolist()
+    assert run.result["test"]["top1"] == pytest.approx(of_study, abs=.11)     # rounded to float16
+    assert set(read_manifest(run.path)) == {f.name for f in run.path.iterdir()} - {"manifest.json"}
+    assert sum(map(len, contents(run.path).values())) < 2e6
+
+
+def test_they_stand_in_where_there_are_no_own_runs(examples, tiny_run):
+    assert sorted(list_runs().run) == NAMES and set(list_runs().note) == {"example"}
+    assert sorted(r.id for r in arms.finished_runs()) == NAMES
+    with pytest.raises(InputError, match="example-mate"):
+        Run.load("exmple-mate")
+    own = tiny_run()
+    assert list_runs().run.tolist() == [own.id] and [r.id for r in arms.finished_runs()] == [own.id]
+    assert len(list_runs(os.environ["MULTIEXIT_RUNS"])) == 1
+    beside = widgets.finished_runs()
+    assert beside[0].id == own.id and sorted(r.id for r in beside[1:]) == NAMES
+    marked = [one_line(widgets.run_text(r)).startswith("example · ") for r in beside]
+    assert marked == [False, True, True, True]
+    assert [r.id for r in with_examples(beside)] == [r.id for r in beside]
+
+
+def test_nothing_writes_to_them(examples):
+    before = contents(SHIPPED)
+    run = Run.load("example-mate")
+    table = list_runs()
+    assert run.keep("table", table) is table
+    for attempt in (run.hold, lambda: run.event(1., "lr", .1, .2), lambda: run.write("x", Path.touch)):
+        with pytest.raises(InputError, match="run example-mate is an example: it is not written"):
+            attempt()
+    with pytest.raises(InputError, match="its checkpoint is not there"):
+        run.check_resume()
+    assert contents(SHIPPED) == before
+
+
+def test_every_lab_opens_on_them_and_trains_nothing(examples, monkeypatch):
+    "From an empty folder of runs; all of them write nothing."
+    from multiexit_nb import confusion_lab, curves_lab, exits_lab, rdm_lab, weights_lab
+
+    def trained(*_, **__):
+        raise AssertionError("a lab trained a run")
+
+    monkeypatch.setattr(widgets, "run_experiment", trained)
+    before = contents(SHIPPED)
+    for lab in (exits_lab.ExitsLab, confusion_lab.ConfusionLab, rdm_lab.RdmLab, weights_lab.WeightsLab,
+                curves_lab.CurvesLab):
+        opened = lab()
+        assert not opened.line.value, (lab.__name__, opened.line.value)
+    assert contents(SHIPPED) == before and not Path(os.environ["MULTIEXIT_RUNS"]).exists()
+
+
+@pytest.mark.slow
+def test_the_command_makes_them(tmp_path):
+    "Of one epoch: the files of those that are shipped, and a run that answers."
+    env = os.environ | {"MULTIEXIT_ROOT": str(ROOT), "MULTIEXIT_EXAMPLES": str(tmp_path/"made")}
+    command = [sys.executable, str(ROOT/".ci"/"examples.py"), str(tmp_path/"made"), "--epochs", "1"]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert set(contents(tmp_path/"made")) == set(contents(SHIPPED))
+    for name in NAMES:
+        made, shipped = Run(tmp_path/"made"/name), Run(SHIPPED/name)
+        assert made.parameters == shipped.parameters | dict(epochs=1, **{
+            k: v for k, v in made.parameters.items() if k not in shipped.parameters})
+        assert made.outputs().num_exits == 4 and made.result["last_epoch"] == 1
