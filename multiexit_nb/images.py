@@ -53,7 +53,8 @@ def open_image(item: bytes | str | Path):
             return im.convert("RGB")
     except Exception as e:
         what = f"{len(item):,} bytes" if isinstance(item, bytes) else item
-        raise InputError(f"cannot decode {what}: {type(e).__name__}: {str(e)[:80]}") from None
+        said = str(e).partition(" <")[0][:80]       # without the place in memory that it was read from
+        raise InputError(f"cannot decode {what}: {type(e).__name__}: {said}") from None
 
 # %% ../nbs/10_images.ipynb #decode-image
 def decode_image(item: bytes | str | Path, size: int,

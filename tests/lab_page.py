@@ -91,7 +91,7 @@ def command(page, name, **options):
 @contextlib.contextmanager
 def opened(place, name, theme="light", width=1500, height=1500, slow=1):
     """A notebook opened (in a browser `slow` times slower than it could be): the page, and lists of page
-    errors and of requests elsewhere. Its kernel ends with it."""
+    errors and of requests elsewhere. Its kernel ends with it, unless the page was left."""
     from playwright.sync_api import sync_playwright
     errors, elsewhere = [], []
     near = (place.address, "data:", "blob:", "ws://127.0.0.1")
@@ -110,7 +110,7 @@ def opened(place, name, theme="light", width=1500, height=1500, slow=1):
         try:
             yield page, errors, elsewhere
         finally:
-            page.evaluate("window.jupyterapp.shell.currentWidget.sessionContext.shutdown()")
+            page.evaluate("window.jupyterapp?.shell.currentWidget.sessionContext.shutdown()")
             browser.close()
 
 

@@ -138,7 +138,7 @@ def test_a_class_that_only_testing_has(tmp_path):
 def test_a_broken_first_image(tmp_path):
     name = layouts.imagefolder(tmp_path)
     (tmp_path/"set"/"train"/"x"/"0.png").write_bytes(b"no image")
-    refused(name, "cannot decode .*0.png: UnidentifiedImageError", tmp_path)
+    refused(name, "cannot decode .*0.png: UnidentifiedImageError: cannot identify image file$", tmp_path)
     with pytest.raises(InputError, match="cannot decode"):
         dataset_info(name)
 

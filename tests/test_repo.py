@@ -236,6 +236,57 @@ def test_settings_are_documented_and_read(tmp_path, monkeypatch):
     )
 
 
+NO_SETTINGS = {
+    "half a line": (b"runs\n", "cannot be read"),
+    "an entry twice": (b"runs = a\nruns = b\n", "already exists"),
+    "a section twice": (b"[multiexit_nb]\n", "already exists"),
+    "Latin-1": (b"runs = \xe4\n", "not UTF-8"),
+    "an unknown entry": (b"runz = a\n", "Did you mean 'runs'"),
+    "no number": (b"workers = -1\n", "workers='-1'"),
+    "a zero byte": (b"runs = a\0b\n", "expected a folder"),
+    "nobody": (b"runs = ~nobody-there/x\n", "no such folder"),
+    "an empty folder": (b"runs =\n", "expected a folder")}
+
+
+@pytest.mark.parametrize("wrong", NO_SETTINGS)
+def test_settings_that_cannot_be_are_one_line(wrong, tmp_path, monkeypatch):
+    from multiexit_nb.core import InputError, settings
+
+    text, says = NO_SETTINGS[wrong]
+    for name in ("ROOT", "RUNS", "WORKERS"):
+        monkeypatch.delenv(f"MULTIEXIT_{name}", raising=False)
+    (tmp_path/"settings.ini").write_bytes(b"[multiexit_nb]\n" + text)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=says) as e:
+        settings()
+    assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("text, runs", [
+    (b"\xef\xbb\xbf[multiexit_nb]\nruns = 100%\n", "100%"), (b"[metadata]\nname = x\n", "data/runs")])
+def test_settings_of_other_editors_and_programs(text, runs, tmp_path, monkeypatch):
+    "A byte order mark and a per cent sign are read; another program's file in a folder below is passed by."
+    from multiexit_nb.core import settings
+
+    for name in ("ROOT", "RUNS"):
+        monkeypatch.delenv(f"MULTIEXIT_{name}", raising=False)
+    (tmp_path/"settings.ini").write_text("[multiexit_nb]\n")
+    (tmp_path/"below").mkdir()
+    (tmp_path/"below"/"settings.ini").write_bytes(text)
+    monkeypatch.chdir(tmp_path/"below")
+    found = settings()["runs"]
+    assert found == (tmp_path/"below" if b"multiexit_nb" in text else tmp_path)/runs
+
+
+def test_an_empty_variable_counts_as_none(monkeypatch):
+    from multiexit_nb.core import settings
+
+    monkeypatch.delenv("MULTIEXIT_RUNS")
+    usual = settings()["runs"]
+    monkeypatch.setenv("MULTIEXIT_RUNS", " ")
+    assert settings()["runs"] == usual
+
+
 def test_defaults_are_those_of_settings_ini(tmp_path, monkeypatch):
     "An installed wheel has no settings.ini: it must behave as the checkout's does."
     from multiexit_nb.core import settings
@@ -273,9 +324,9 @@ def test_no_machine_paths():
 
 # ---------------------------------------------------------------- the package
 def test_importing_the_package_is_light():
-    heavy = "torchvision torchmetrics accelerate sklearn scipy pandas pyarrow plotly".split()
-    heavy += "ipywidgets IPython papermill".split()
-    code = f"import sys, multiexit_nb.core; print([m for m in {heavy} if m in sys.modules])"
+    heavy = "torchvision torch._dynamo torchmetrics accelerate sklearn scipy pandas pyarrow plotly".split()
+    heavy += "PIL ipywidgets IPython papermill".split()
+    code = f"import sys, multiexit_nb.trainer; print([m for m in {heavy} if m in sys.modules])"
     assert run(sys.executable, "-c", code, cwd=ROOT).strip() == "[]"
     code = "import sys, multiexit_nb; print('torch' in sys.modules)"
     assert run(sys.executable, "-c", code, cwd=ROOT).strip() == "False"

@@ -161,8 +161,9 @@ def uninterrupted(tmp_path, like):
     return torch.load(tmp_path/"a.pt", weights_only=True)
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(10, marks=pytest.mark.slow)])
-def test_kill_9_and_resume(kills, tmp_path):
+def test_kill_9_and_resume(tmp_path):
+    "Many more of the whole program: test_damage.py."
+    kills = 2
     b, hits = killed_at_random_moments(tmp_path, kills, seed=kills)
     a = uninterrupted(tmp_path, tmp_path/"c.pt")
     assert hits >= kills//2, "the kills came too late to test anything"
