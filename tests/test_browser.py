@@ -15,7 +15,7 @@ GREAT = {"Accuracy on val", "Loss terms on the training batches", "What an exit 
 def report(tmp_path_factory, lab_server):
     "A place with the notebook `train`, run by papermill."
     top = tmp_path_factory.mktemp("report")
-    given = ["-p", "epochs", "2", "-p", "images_per_class", "14"]
+    given = ["-p", "dataset", "digits", "-p", "epochs", "2", "-p", "images_per_class", "14"]
     env = {**os.environ, "MULTIEXIT_ROOT": str(ROOT), "MULTIEXIT_RUNS": str(top), "MULTIEXIT_DEVICE": "cpu"}
     subprocess.run([sys.executable, "-m", "papermill", ROOT/"nbs"/"train.ipynb", top/"out.ipynb", *given],
                    env=env, check=True, cwd=top, capture_output=True)

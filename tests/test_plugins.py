@@ -33,7 +33,7 @@ def own_digits(root, path, image_size, download):
 def own_net(image_size):
     return register_backbone["tiny"](image_size)
 """
-P = dict(method="next_exit", epochs=1, images_per_class=14, batch_size=32, precision="fp32",
+P = dict(dataset="digits", method="next_exit", epochs=1, images_per_class=14, batch_size=32, precision="fp32",
          channels_last="false")
 
 
