@@ -4,20 +4,17 @@
 
 # %% auto #0
 __all__ = ['register_backbone', 'Backbone', 'meta_state', 'evaluating', 'ShapesOnly', 'dry_run', 'stage_shapes', 'init_weights',
-           'conv_bn', 'resnet_stages', 'wrn_14_4', 'basic_stage', 'tiny', 'PreActBlock', 'wrn_28_10', 'resnext29_4x64d',
-           'PyramidBlock', 'pyramidnet110_270', 'densenet121']
+           'conv_bn', 'torchvision_models', 'resnet_stages', 'wrn_14_4', 'basic_stage', 'tiny', 'PreActBlock',
+           'wrn_28_10', 'resnext29_4x64d', 'PyramidBlock', 'pyramidnet110_270', 'densenet121']
 
 # %% ../nbs/20_backbones.ipynb #c02
 from collections import OrderedDict
 from contextlib import contextmanager
 
 import torch
-import torchvision
 from fastcore.basics import patch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
-from torchvision.models.vgg import cfgs, make_layers
 
 from .core import InputError, Registry, check_value
 
@@ -129,8 +126,16 @@ def conv_bn(c_in, c_out, kernel=3, stride=1, bias=False):
         nn.ReLU(inplace=True),
     ]
 
+# %% ../nbs/20_backbones.ipynb #torchvision-models
+def torchvision_models():
+    "torchvision's networks, imported when they are needed."
+    with torch.device("cpu"):
+        from torchvision import models
+    return models
+
 # %% ../nbs/20_backbones.ipynb #resnet-stages
-def resnet_stages(net: ResNet, image_size: int) -> Backbone:
+def resnet_stages(net,               # a ResNet of torchvision
+                  image_size: int) -> Backbone:
     "The four stages of a torchvision ResNet, with the stem that suits the image size."
     if image_size <= 64:
         net.conv1 = init_weights(nn.Conv2d(3, net.conv1.out_channels, 3, padding=1, bias=False))
@@ -143,7 +148,7 @@ def resnet_stages(net: ResNet, image_size: int) -> Backbone:
 # %% ../nbs/20_backbones.ipynb #torchvision-resnet
 def _torchvision_resnet(name):
     def build(image_size):
-        return resnet_stages(getattr(torchvision.models, name)(num_classes=1), image_size)
+        return resnet_stages(getattr(torchvision_models(), name)(num_classes=1), image_size)
 
     build.__qualname__ = name
     return build
@@ -157,7 +162,9 @@ for _name, _paper in _PAPERS.items():
 @register_backbone("wrn_14_4", min_size=8, paper="Zagoruyko & Komodakis 2016")
 def wrn_14_4(image_size):
     "One bottleneck per stage, four times as wide inside."
-    return resnet_stages(ResNet(Bottleneck, [1, 1, 1, 1], num_classes=1, width_per_group=64*4), image_size)
+    resnet = torchvision_models().resnet
+    net = resnet.ResNet(resnet.Bottleneck, [1, 1, 1, 1], num_classes=1, width_per_group=64*4)
+    return resnet_stages(net, image_size)
 
 # %% ../nbs/20_backbones.ipynb #basic-stage
 def basic_stage(block, c_in, width, n, stride, **kw):
@@ -174,11 +181,11 @@ def basic_stage(block, c_in, width, n, stride, **kw):
 # %% ../nbs/20_backbones.ipynb #cifar-resnet
 def _cifar_resnet(depth):
     def build(image_size):
-        n = (depth - 2) // 6
+        n, block = (depth - 2) // 6, torchvision_models().resnet.BasicBlock
         stages = [
-            nn.Sequential(*conv_bn(3, 16), *basic_stage(BasicBlock, 16, 16, n, 1)),
-            basic_stage(BasicBlock, 16, 32, n, 2),
-            basic_stage(BasicBlock, 32, 64, n, 2),
+            nn.Sequential(*conv_bn(3, 16), *basic_stage(block, 16, 16, n, 1)),
+            basic_stage(block, 16, 32, n, 2),
+            basic_stage(block, 32, 64, n, 2),
         ]
         return init_weights(Backbone(stages))
 
@@ -191,8 +198,8 @@ for _depth in (8, 14, 20, 56, 110):
 # %% ../nbs/20_backbones.ipynb #vgg
 def _vgg(name, layers):
     def build(image_size):
-        stages = [[]]
-        for m in make_layers(cfgs[layers], batch_norm=True):
+        stages, vgg = [[]], torchvision_models().vgg
+        for m in vgg.make_layers(vgg.cfgs[layers], batch_norm=True):
             stages[-1].append(m)
             if isinstance(m, nn.MaxPool2d):
                 stages.append([])
@@ -265,9 +272,9 @@ def resnext29_4x64d(image_size, *, wide: bool = False):
     "ResNeXt: three stages of three bottlenecks with 4 groups."
     check_value("wide", wide, type(wide) is bool, "true or false")
     width, kw = (128, dict(groups=4, base_width=32)) if wide else (64, dict(groups=4, base_width=64))
-    stages, c = [], 64
+    stages, c, block = [], 64, torchvision_models().resnet.Bottleneck
     for i in range(3):
-        stages.append(basic_stage(Bottleneck, c, width*2**i, 3, 2 if i else 1, **kw))
+        stages.append(basic_stage(block, c, width*2**i, 3, 2 if i else 1, **kw))
         c = 4*width*2**i
     stages[0] = nn.Sequential(*conv_bn(3, 64), *stages[0])
     return init_weights(Backbone(stages, expansion=8 if wide else 4))
@@ -310,7 +317,7 @@ def densenet121(image_size, *, after_transition: bool = False, preactivation: bo
     "DenseNet: four dense blocks, growth 32."
     for k, v in dict(after_transition=after_transition, preactivation=preactivation).items():
         check_value(k, v, type(v) is bool, "true or false")
-    f = torchvision.models.densenet121(num_classes=1).features
+    f = torchvision_models().densenet121(num_classes=1).features
     if image_size <= 64:
         f.conv0, f.pool0 = nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.Identity()
         nn.init.kaiming_normal_(f.conv0.weight)

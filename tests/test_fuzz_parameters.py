@@ -20,7 +20,7 @@ from multiexit_nb.methods import list_methods
 KINDS = dict(int="int", float="float", bool="bool", dict="dict")
 CELL = "\n".join(f"{n}: {KINDS.get(getattr(p.kind, '__name__', ''), 'str')} = {p.default!r}"
                  for n, p in PARAMETERS.items() if n != "milestones") + "\nmilestones: list = [0.5, 0.75]"
-BASE = dict(images_per_class=14, batch_size=64, precision="fp32", channels_last="false")
+BASE = dict(dataset="digits", images_per_class=14, batch_size=64, precision="fp32", channels_last="false")
 COUNTS = Counter()
 SETS = int(os.environ.get("FUZZ", "200"))      # by each road
 

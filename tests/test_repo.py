@@ -201,7 +201,7 @@ def test_imports_going_up_are_noticed():
 # ---------------------------------------------------------------- layout, settings, paths
 def test_top_level_is_as_agreed():
     top = {f.split("/")[0] for f in project_files()}
-    files = "settings.ini pyproject.toml README.md LICENSE CHANGELOG.md CONTRIBUTING.md"
+    files = "settings.ini pyproject.toml README.md LICENSE CHANGELOG.md CONTRIBUTING.md CITATION.cff"
     agreed = {"nbs", "multiexit_nb", "data", "tests", *files.split()}
     assert agreed <= top, "missing"
     assert {t for t in top if not t.startswith(".")} == agreed, "more than agreed"
@@ -324,9 +324,9 @@ def test_no_machine_paths():
 
 # ---------------------------------------------------------------- the package
 def test_importing_the_package_is_light():
-    heavy = "torchvision torchmetrics accelerate sklearn scipy pandas pyarrow plotly".split()
-    heavy += "ipywidgets IPython papermill".split()
-    code = f"import sys, multiexit_nb.core; print([m for m in {heavy} if m in sys.modules])"
+    heavy = "torchvision torch._dynamo torchmetrics accelerate sklearn scipy pandas pyarrow plotly".split()
+    heavy += "PIL ipywidgets IPython papermill".split()
+    code = f"import sys, multiexit_nb.trainer; print([m for m in {heavy} if m in sys.modules])"
     assert run(sys.executable, "-c", code, cwd=ROOT).strip() == "[]"
     code = "import sys, multiexit_nb; print('torch' in sys.modules)"
     assert run(sys.executable, "-c", code, cwd=ROOT).strip() == "False"
