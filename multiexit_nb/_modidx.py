@@ -331,6 +331,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                  'multiexit_nb/analysis/published.py'),
                                                  'multiexit_nb.analysis.published.beside_papers': ( 'published.html#beside_papers',
                                                                                                     'multiexit_nb/analysis/published.py'),
+                                                 'multiexit_nb.analysis.published.entitle': ( 'published.html#entitle',
+                                                                                              'multiexit_nb/analysis/published.py'),
                                                  'multiexit_nb.analysis.published.layout': ( 'published.html#layout',
                                                                                              'multiexit_nb/analysis/published.py'),
                                                  'multiexit_nb.analysis.published.paper_figure': ( 'published.html#paper_figure',
