@@ -2,6 +2,7 @@
 
 import json
 import time
+from types import SimpleNamespace
 
 import layouts
 import pytest
@@ -208,6 +209,20 @@ def test_the_train_lab_by_its_buttons():
     assert [t.x[0] for t in lab.accuracy.data] == [1] * 10  # both go on from the first epoch
     lab.new.click()
     assert lab.bar.value == 0 and not lab.start.disabled and not lab.flags.value
+
+
+def test_what_is_moved_is_told_with_the_next_step(monkeypatch):
+    "However short the time since the figures were drawn."
+    monkeypatch.setattr(train_lab, "time", SimpleNamespace(monotonic=lambda: 0.0))
+    lab = train_lab.TrainLab()
+    lab.setup.epochs.value, lab.setup.images_per_class.value = 500, 14
+    lab.start.click()
+    until(lambda: lab.sessions and lab.session.epoch)
+    lab.sliders["alpha"].value = 1.0
+    until(lambda: "α 3 → 1" in lab.flags.value)
+    assert lab.session.state == "running"
+    lab.session.leave()
+    until(lambda: not lab.session.alive)
 
 
 def test_what_was_trained_is_opened_in_exits_and_a_finished_run_stands_behind(finished_run):
