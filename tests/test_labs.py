@@ -49,6 +49,18 @@ def test_only_what_has_changed_is_sent_and_in_one_message():
     assert message["layout_data"] == {"xaxis.type": "category"}
 
 
+def test_a_figure_keeps_nothing_of_the_one_before_it():
+    "No range, no line, no note: an empty figure's axes, or an older run's flags, would be a wrong picture."
+    before = bars(1, 2).update_xaxes(range=[0, 20], dtick=5).update_yaxes(type="log")
+    before.add_vline(x=1).add_vline(x=2).add_annotation(text="1", x=1, y=1)
+    view = lab_figures.figure_view(figure("empty", xaxis_range=[0, 9]))
+    for fig in (before, bars(1, 2)):
+        lab_figures.redraw(view, fig)
+    fresh = lab_figures.figure_view(bars(1, 2)).layout.to_plotly_json()
+    shown = {k: v for k, v in view.layout.to_plotly_json().items() if v not in ((), [])}
+    assert shown == {k: v for k, v in fresh.items() if v not in ((), [])}
+
+
 def test_what_is_gone_is_gone_and_what_a_person_did_stays():
     view = lab_figures.figure_view(bars(1, 2, text=["a", "b"]))
     view.plotly_relayout({"xaxis.range": [0, 1]})      # zoomed into
