@@ -1926,6 +1926,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'multiexit_nb.speed.StepTimes.laps': ('speed.html#steptimes.laps', 'multiexit_nb/speed.py'),
                                     'multiexit_nb.speed._copies': ('speed.html#_copies', 'multiexit_nb/speed.py'),
                                     'multiexit_nb.speed._timer': ('speed.html#_timer', 'multiexit_nb/speed.py'),
+                                    'multiexit_nb.speed._turn_timer': ('speed.html#_turn_timer', 'multiexit_nb/speed.py'),
                                     'multiexit_nb.speed.decide': ('speed.html#decide', 'multiexit_nb/speed.py'),
                                     'multiexit_nb.speed.fastest': ('speed.html#fastest', 'multiexit_nb/speed.py'),
                                     'multiexit_nb.speed.known_choice': ('speed.html#known_choice', 'multiexit_nb/speed.py'),
