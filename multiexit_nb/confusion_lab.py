@@ -15,7 +15,7 @@ from .figures import exit_colours
 from .lab_figures import Pictures, figure_view, redraw
 from .runs import Run
 from .text import html
-from .widgets import Lab, RunWithImages, button, demo_run, pick, row, run_picker, save_row
+from .widgets import Lab, RunWithImages, button, demo_run, opened, pick, row, run_picker, save_row
 
 # %% ../nbs/66_confusion_lab.ipynb #agreement-words
 def agreement_words(cells: dict, first: str, second: str) -> str:
@@ -60,11 +60,11 @@ class ConfusionLab(Lab):
         self.make_controls()
         self.arrange()
         self.connect()
-        self.take()
+        self.first_look()
 
     @property
     def tested(self) -> RunWithImages:
-        return self.runs[self.picker.value.id][0]
+        return opened(self.runs, self.picker.value)[0]
 
 # %% ../nbs/66_confusion_lab.ipynb #make-controls
 @patch
@@ -154,7 +154,7 @@ def sides(self: ConfusionLab) -> list:
     "(name, answers, colour) of the exit and of the one beside it."
     second, found = self.second.value or self.picker.value, []
     for r, m in ((self.picker.value, self.exit.value), (second, self.other.value)):
-        tested, answers = self.runs[r.id]
+        tested, answers = opened(self.runs, r)
         own = f"exit {m} of {r.parameters['method']}" if self.second.value else f"exit {m}"
         found.append((own, answers[m - 1], exit_colours(tested.num_exits)[m - 1]))
     return found

@@ -18,7 +18,7 @@ from .folders import is_example
 from .published_tables import published, published_for
 from .runs import Run
 from .weights_lab import MOST_RUNS, FigureBox, HistoryLab, named
-from .widgets import answered, demo_run, pick, run_picker, save_row, whole
+from .widgets import demo_run, pick, run_picker, save_row, whole
 
 # %% ../nbs/68_curves_lab.ipynb #views
 VIEWS = {
@@ -74,8 +74,7 @@ class CurvesLab(HistoryLab):
         self.on(self.again, self.look)
         for w in (self.view, *settings):
             self.on(w, self.draw)
-        with answered(self.line):
-            self.take()
+        self.first_look()
 
 # %% ../nbs/68_curves_lab.ipynb #settings
 @patch

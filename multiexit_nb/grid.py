@@ -66,8 +66,9 @@ class Cell:
 def cell_id(p: dict) -> str:
     "The folder's name."
     digest = hashlib.sha256(json.dumps(to_json(p), sort_keys=True, default=str).encode()).hexdigest()[:10]
-    dataset = Path(str(p.get("dataset", "digits")).rpartition(":")[2]).name
-    words = [dataset, p.get("model", "tiny"), p.get("method", "mate"), f"s{p.get('seed', 0)}"]
+    usual = {n: p.get(n, PARAMETERS[n].default) for n in ("dataset", "model", "method", "seed")}
+    words = [Path(str(usual["dataset"]).rpartition(":")[2]).name, usual["model"], usual["method"],
+             f"s{usual['seed']}"]
     name = re.sub(r"[^\w.+-]", "_", "-".join(map(str, words))).lstrip(".")
     return name.encode()[:100].decode(errors="ignore") + f"-{digest}"
 

@@ -21,7 +21,7 @@ from .rdm_query import (
 from .runs import Run
 from .text import html
 from .widgets import (
-    Job, Lab, RunWithImages, button, demo_run, pick, row, run_picker, save_row, whole)
+    Job, Lab, RunWithImages, button, demo_run, opened, pick, row, run_picker, save_row, whole)
 
 # %% ../nbs/65_rdm_lab.ipynb #rdmlab
 MOST_IMAGES = 600
@@ -44,6 +44,7 @@ class RdmLab(Lab):
         super().__init__()
         self.job, self.tested, self.outs, self.found, self.lock = Job(), {}, {}, {}, threading.Lock()
         self.busy, self.drawn, self.matrix, self.next, self.pictures_of = False, None, None, None, None
+        self.compared = None      # what the matrix of similarities was made of
         self.first = run_picker("run", value=run or demo_run())
         others = [("no other run", ""), *self.first.options]
         self.second = pick("beside", "a second run, or the same at another exit", others)
@@ -53,7 +54,7 @@ class RdmLab(Lab):
         self.make_controls()
         self.arrange()
         self.connect()
-        self.take()
+        self.first_look()
         self.job.wait(20)
 
 # %% ../nbs/65_rdm_lab.ipynb #make-controls
@@ -184,7 +185,7 @@ def change_classes(self: RdmLab):
 @patch
 def limit(self: RdmLab, fresh: bool = False):
     "How many images of each of these classes there can be."
-    labels, chosen = self.tested[self.first.value.id].labels, self.classes.value
+    labels, chosen = opened(self.tested, self.first.value).labels, self.classes.value
     counts = np.bincount(labels, minlength=max(chosen, default=0) + 1)[list(chosen)]
     fewest = int(counts.min()) if chosen else 1
     most = max(1, min(fewest, MOST_IMAGES//max(1, len(chosen))))
@@ -197,7 +198,7 @@ def limit(self: RdmLab, fresh: bool = False):
 @patch
 def query(self: RdmLab) -> RdmQuery:
     "What the widgets say, checked. Raises InputError if it cannot be drawn."
-    chosen, tested = self.classes.value, self.tested[self.first.value.id]
+    chosen, tested = self.classes.value, opened(self.tested, self.first.value)
     images = len(chosen)*self.per_class.value
     if not chosen:
         raise InputError("no class is chosen: click on some")
@@ -286,8 +287,11 @@ def compute(self: RdmLab, query: RdmQuery, tell):
     def compared(done, total):
         tell(done, total, f"comparing the matrices by {query.measure}")
 
-    self.matrix, self.marks = similarities(query, self.tested, self.found[key], compared)
-    redraw(self.similar, self.figures()[1])
+    asked = (key, tuple(query.runs), query.measure)
+    if self.compared != asked:
+        self.matrix, self.marks = similarities(query, self.tested, self.found[key], compared)
+        redraw(self.similar, rdm.plot_similarity(self.matrix, query.measure, self.marks))
+        self.compared = asked
 
 # %% ../nbs/65_rdm_lab.ipynb #answers
 @patch
@@ -307,7 +311,7 @@ def answers(self: RdmLab, run: str, query: RdmQuery, tell):
 @patch
 def show(self: RdmLab):
     "The matrices, in the figure that is there, or in a new one where their number has changed."
-    new = self.figures()[0]
+    new = plot_panels(self.shown, self.drawn, self.colours)
     if len(new.data) == len(self.pictures.data) and self.frame.children:
         redraw(self.pictures, new)
     else:
@@ -325,7 +329,7 @@ def show_pair(self: RdmLab, points):
     d = next(iter(self.shown.values()))
     if not points.point_inds or d.index.nlevels < 2 or len(self.pictures.data[0].z) != len(d):
         return
-    t = self.tested[self.first.value.id]
+    t = opened(self.tested, self.first.value)
     where = [int(points.ys[0]), int(points.xs[0])]
     if self.pictures_of is None or self.pictures_of.split is not t.data.test:
         self.pictures_of = Pictures(t.data.test, t.names)

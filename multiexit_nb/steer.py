@@ -68,6 +68,7 @@ class Session:
                  tell=lambda session: None):          # called after every change, from the thread
         e = experiment.prepare(parameters, set(parameters))
         self.data = e.load()
+        self.doubt = e.doubt(self.data)      # a sentence, if it cannot learn much
         self.training = e.start(self.data, bar=False, steering=True)
         self.run, self.device, self.tell = e.run, e.device, tell
         self.training.progress = Meter(self)

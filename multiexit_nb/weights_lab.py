@@ -17,7 +17,7 @@ from .lab_figures import figure_view, html_table, redraw, remember
 from .published_tables import published
 from .runs import Run, whole_runs, with_examples
 from .text import html
-from .widgets import Lab, answered, button, demo_run, pick, row, run_picker, run_text, save_row
+from .widgets import Lab, button, demo_run, pick, row, run_picker, run_text, save_row
 
 # %% ../nbs/67_weights_lab.ipynb #begun-runs
 def begun_runs() -> list[Run]:
@@ -155,8 +155,7 @@ class WeightsLab(HistoryLab):
         self.make_controls()
         self.arrange()
         self.connect()
-        with answered(self.line):
-            self.take()
+        self.first_look()
 
     def listed(self) -> list[Run]:
         return [r for r in begun_runs() if self.has_gaps(r)]

@@ -145,3 +145,31 @@ def listed(page, text):
 
 def press(page, text):
     page.locator(f"button:has-text('{text}'):not([disabled])").first.click()
+
+
+def at_rest(page):
+    "Until the kernel has worked off all that it was told."
+    page.evaluate("""async () => {
+        const kernel = window.jupyterapp.shell.currentWidget.sessionContext.session.kernel;
+        await kernel.requestExecute({code: ''}).done; }""")
+
+
+STILL = """() => new Promise(done => {
+    let before = '', same = 0;
+    const look = () => {
+        const parts = document.querySelectorAll('.mx-lab, .mx-lab button, .mx-lab select, .mx-figure svg');
+        const now = JSON.stringify([...parts].map(e => e.getBoundingClientRect()));
+        same = now == before ? same + 1 : 0;
+        before = now;
+        same < 12 ? requestAnimationFrame(look) : done();
+    };
+    look(); })"""
+DRAWN = """(() => { const all = [...document.querySelectorAll('.mx-figure')].filter(p => p.offsetParent);
+    return all.length > 0 && all.every(p => p.querySelector('.gtitle')); })()"""
+
+
+def still(page):
+    "Until the kernel has answered, every figure that can be seen is drawn, and nothing moves any more."
+    at_rest(page)
+    holds(page, DRAWN)
+    page.evaluate(STILL)

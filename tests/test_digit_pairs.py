@@ -58,6 +58,26 @@ def test_labels_can_be_fewer_or_all(pairs):
     assert load_dataset("digit_pairs", image_size=16).image_size == 16
 
 
+def test_its_usual_settings_are_the_study_s_and_give_way():
+    "What a newcomer trains by default is an arm of the study whose results stand beside it."
+    from multiexit_nb import studies
+    from multiexit_nb.experiment import prepare
+    arm = next(c for c in studies.read_study("digit_pairs_methods").cells if c.name == "mate").parameters
+    usual = prepare(dict(method="mate"), {"method"}).parameters
+    left_to_the_machine = {"precision", "channels_last", "seed", "split_seed"}
+    assert {n: usual[n] for n in arm if n not in left_to_the_machine} == {
+        n: v for n, v in arm.items() if n not in left_to_the_machine}
+    given = dict(model_args={}, batch_size=128)
+    p = prepare(given, set(given)).parameters
+    assert (p["model_args"], p["batch_size"], p["schedule"]) == ({}, 128, "cosine")
+    other = prepare(dict(model="resnet8", recipe="eed"), {"model", "recipe"}).parameters
+    assert (other["model_args"], other["batch_size"], other["schedule"]) == ({}, 128, "milestones")
+    p = prepare(dict(recipe="eed"), {"recipe"}).parameters
+    assert (p["model_args"], p["batch_size"], p["schedule"]) == ({"width": 8}, 128, "milestones")
+    digits = prepare(dict(dataset="digits"), {"dataset"}).parameters
+    assert (digits["model_args"], digits["batch_size"], digits["schedule"]) == ({}, 128, "milestones")
+
+
 def test_a_semi_supervised_method_finds_its_images(monkeypatch):
     from multiexit_nb import experiment
     found, make = [], experiment.objective

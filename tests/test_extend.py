@@ -82,7 +82,8 @@ def test_new_things_meet_what_all_others_meet(extended):
         sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", "-k", chosen, *tests, **where
     )
     assert " passed" in said
-    asked = dict(method="next_exit", model="shufflenet_v2_x1_0", epochs=1, images_per_class=14, batch_size=32)
+    asked = dict(dataset="digits", method="next_exit", model="shufflenet_v2_x1_0", epochs=1,
+                 images_per_class=14, batch_size=32)
     run(
         sys.executable,
         "-m",

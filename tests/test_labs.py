@@ -2,7 +2,9 @@
 
 import json
 import time
+from types import SimpleNamespace
 
+import layouts
 import pytest
 import torch
 from lab_page import CHROMIUM, until
@@ -28,6 +30,44 @@ def test_a_page_that_is_opened_later_gets_the_figure_as_it_is_now():
     assert [t["type"] for t in state["_widget_data"]] == ["bar"] and state["_widget_layout"]["title"][
         "text"
     ] == "two"
+
+
+def bars(*heights, **look):
+    fig = figure("bars", xaxis_type="category")
+    return fig.add_bar(x=["1", "2"], y=heights, **look).add_scatter(y=[1, 2])
+
+
+def test_only_what_has_changed_is_sent_and_in_one_message():
+    "The kinds of the axes with it: plotly.js forgets them where a trace gets new numbers."
+    view, sent = lab_figures.figure_view(bars(1, 2)), []
+    view.observe(lambda change: sent.append(change.new), ["_py2js_update", "_py2js_relayout"])
+    lab_figures.redraw(view, bars(1, 2))
+    assert not [m for m in sent if m]
+    lab_figures.redraw(view, bars(1, 3))
+    (message,) = [m for m in sent if m]
+    assert list(message["style_data"]) == ["y"] and message["style_traces"] == [0]
+    assert message["layout_data"] == {"xaxis.type": "category"}
+
+
+def test_a_figure_keeps_nothing_of_the_one_before_it():
+    "No range, no line, no note: an empty figure's axes, or an older run's flags, would be a wrong picture."
+    before = bars(1, 2).update_xaxes(range=[0, 20], dtick=5).update_yaxes(type="log")
+    before.add_vline(x=1).add_vline(x=2).add_annotation(text="1", x=1, y=1)
+    view = lab_figures.figure_view(figure("empty", xaxis_range=[0, 9]))
+    for fig in (before, bars(1, 2)):
+        lab_figures.redraw(view, fig)
+    fresh = lab_figures.figure_view(bars(1, 2)).layout.to_plotly_json()
+    shown = {k: v for k, v in view.layout.to_plotly_json().items() if v not in ((), [])}
+    assert shown == {k: v for k, v in fresh.items() if v not in ((), [])}
+
+
+def test_what_is_gone_is_gone_and_what_a_person_did_stays():
+    view = lab_figures.figure_view(bars(1, 2, text=["a", "b"]))
+    view.plotly_relayout({"xaxis.range": [0, 1]})      # zoomed into
+    view.plotly_restyle({"visible": "legendonly"}, 1)    # a click on its name
+    lab_figures.redraw(view, bars(2, 3))
+    assert view.data[0].text is None and list(view.data[0].y) == [2, 3]
+    assert view.layout.xaxis.range == (0, 1) and view.data[1].visible == "legendonly"
 
 
 def test_a_session_steps_holds_and_writes_down_what_is_moved():
@@ -181,6 +221,20 @@ def test_the_train_lab_by_its_buttons():
     assert [t.x[0] for t in lab.accuracy.data] == [1] * 10  # both go on from the first epoch
     lab.new.click()
     assert lab.bar.value == 0 and not lab.start.disabled and not lab.flags.value
+
+
+def test_what_is_moved_is_told_with_the_next_step(monkeypatch):
+    "However short the time since the figures were drawn."
+    monkeypatch.setattr(train_lab, "time", SimpleNamespace(monotonic=lambda: 0.0))
+    lab = train_lab.TrainLab()
+    lab.setup.epochs.value, lab.setup.images_per_class.value = 500, 14
+    lab.start.click()
+    until(lambda: lab.sessions and lab.session.epoch)
+    lab.sliders["alpha"].value = 1.0
+    until(lambda: "α 3 → 1" in lab.flags.value)
+    assert lab.session.state == "running"
+    lab.session.leave()
+    until(lambda: not lab.session.alive)
 
 
 def test_what_was_trained_is_opened_in_exits_and_a_finished_run_stands_behind(finished_run):
@@ -394,3 +448,26 @@ def test_no_page_of_a_lab_speaks_of_a_cell_that_voila_hides():
         prose = "".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
         code = "".join("".join(c["source"]) for c in cells if c["cell_type"] == "code")
         assert "Shift + Enter" not in prose and "Shift + Enter" in code, path.name
+
+
+def test_a_training_of_few_steps_is_doubted_before_it_is_started_and_when_it_is():
+    lab = train_lab.TrainLab()
+    assert lab.doubt.value == ""
+    lab.setup.epochs.value, lab.setup.images_per_class.value = 2, 14
+    assert "Only 4 steps in all" in lab.doubt.value
+    lab.setup.images_per_class.value = 0      # how many images there are is not known yet
+    assert lab.doubt.value == ""
+    lab.setup.batch_size.value, lab.setup.epochs.value = 1024, 3
+    lab.step.click()
+    until(lambda: lab.sessions and lab.session.state == "paused")
+    assert "Only 3 steps in all" in lab.doubt.value and not lab.line.value
+    lab.session.leave()
+
+
+def test_a_doubt_about_own_images_needs_no_training(tmp_path):
+    layouts.imagefolder(tmp_path, ("train", "test"))
+    lab = train_lab.TrainLab()
+    lab.setup.dataset.value = f"imagefolder:{tmp_path/'set'}"
+    assert "too few to learn much" in lab.doubt.value
+    lab.setup.dataset.value = "imagefolder:nowhere"
+    assert "⚠" in lab.line.value

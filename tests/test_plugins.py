@@ -1,8 +1,10 @@
 "A method, a network and a data set in files of one's own: by every program, recorded, and never run unasked."
 import hashlib
+import importlib
 import json
 
 import pytest
+from lab_page import until
 from project import ROOT, worked_examples
 
 from multiexit_nb import plugins
@@ -14,6 +16,7 @@ from multiexit_nb.models import list_models
 from multiexit_nb.runs import Run
 from multiexit_nb.sweep import main as sweep
 from multiexit_nb.trainer import main
+from multiexit_nb.widgets import run_text
 
 OWN = """
 from torch import nn
@@ -30,7 +33,7 @@ def own_digits(root, path, image_size, download):
 def own_net(image_size):
     return register_backbone["tiny"](image_size)
 """
-P = dict(method="next_exit", epochs=1, images_per_class=14, batch_size=32, precision="fp32",
+P = dict(dataset="digits", method="next_exit", epochs=1, images_per_class=14, batch_size=32, precision="fp32",
          channels_last="false")
 
 
@@ -106,6 +109,38 @@ def test_a_run_never_runs_a_file_by_itself_and_notices_a_changed_one(mine, monke
         prepare(dict(resume="own"), {"resume"})
     with pytest.warns(UserWarning, match="has changed since run own"):
         assert Run.load("own").model().num_exits == 4
+
+
+@pytest.mark.parametrize("lab", ["exits_lab.ExitsLab", "rdm_lab.RdmLab", "confusion_lab.ConfusionLab",
+                                 "weights_lab.WeightsLab", "curves_lab.CurvesLab"])
+def test_a_lab_asks_for_the_file_of_a_run_and_opens_it_then(mine, monkeypatch, lab):
+    "Only a person names a file; before that nothing of the run is shown, and nothing breaks."
+    p = P | dict(plugins="my_method.py", run_id="own")
+    run_experiment(p, set(p), bar=False).release()
+    monkeypatch.setattr(plugins, "_ran", {})
+    monkeypatch.setattr(register, "_items", {n: x for n, x in register._items.items() if n != "next_exit"})
+    module, name = lab.split(".")
+    opened = getattr(importlib.import_module(f"multiexit_nb.{module}"), name)()
+    assert "next_exit" not in list_methods()
+    assert "with my_method.py" in run_text(Run.load("own"))
+    histories = module in ("weights_lab", "curves_lab")      # they need no network
+    assert histories or "was made with my_method.py" in opened.line.value
+    opened.plugins.value = "my_method.py"
+    assert "next_exit" in list_methods() and "my_method.py: what it registers" in opened.line.value
+    opened.plugins.value = "gone.py"
+    assert "no Python file gone.py" in opened.line.value
+
+
+def test_the_train_lab_trains_a_method_of_a_file_that_is_named_there(mine):
+    from multiexit_nb.train_lab import TrainLab
+    lab = TrainLab()
+    lab.setup.epochs.value, lab.setup.images_per_class.value = 1, 14
+    lab.plugins.value = "my_method.py"
+    assert lab.setup.method.value == "mate" and not lab.line.value.startswith("<b>⚠")
+    lab.setup.method.value = "next_exit"
+    lab.start.click()
+    until(lambda: lab.sessions and lab.session.over)
+    assert lab.session.run.finished and lab.session.run.parameters["plugins"] == "my_method.py"
 
 
 @pytest.mark.slow

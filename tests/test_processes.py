@@ -131,6 +131,9 @@ def test_torchrun_makes_one_run(tmp_path):
         "-m",
         "multiexit_nb.trainer",
         "-p",
+        "dataset",
+        "digits",
+        "-p",
         "method",
         "dbt",
         "-p",
@@ -202,7 +205,7 @@ def test_notebook_launcher_makes_one_run(tmp_path):
     "From a notebook's kernel: two processes, one run."
     script = (
         "from multiexit_nb import experiment, trainer\n"
-        "asked = '{epochs: 1, images_per_class: 20, batch_size: 64, run_id: r}'\n"
+        "asked = '{dataset: digits, epochs: 1, images_per_class: 20, batch_size: 64, run_id: r}'\n"
         "p, explicit = trainer.arguments(['-y', asked])\n"
         "experiment.launch(p, 2, explicit)\n"
     )

@@ -204,3 +204,11 @@ def test_wrong_input_is_one_line(call, says):
     with pytest.raises(InputError, match=says) as e:
         call()
     assert "\n" not in str(e.value)
+
+
+def test_panels_are_square_wherever_they_stand():
+    "Each is as high as it is wide in the place that it gets: the axes of a panel have one scale."
+    d = rdm.rdm(torch.randn(6, 4, generator=torch.Generator().manual_seed(0)), torch.arange(6) % 2)
+    fig = rdm.plot_rdm({"before": d, "after": d, "before, beside": d, "after, beside": d}, rows=2)
+    anchors = [(t.xaxis, fig.layout[t.yaxis.replace("y", "yaxis")].scaleanchor) for t in fig.data]
+    assert [x for x, _ in anchors] == [y for _, y in anchors] == ["x", "x2", "x3", "x4"]

@@ -201,7 +201,7 @@ def test_imports_going_up_are_noticed():
 # ---------------------------------------------------------------- layout, settings, paths
 def test_top_level_is_as_agreed():
     top = {f.split("/")[0] for f in project_files()}
-    files = "settings.ini pyproject.toml README.md LICENSE CHANGELOG.md CONTRIBUTING.md"
+    files = "settings.ini pyproject.toml README.md LICENSE CHANGELOG.md CONTRIBUTING.md CITATION.cff"
     agreed = {"nbs", "multiexit_nb", "data", "tests", *files.split()}
     assert agreed <= top, "missing"
     assert {t for t in top if not t.startswith(".")} == agreed, "more than agreed"

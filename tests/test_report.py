@@ -180,6 +180,27 @@ def test_the_primary_comparison_is_of_the_mean_over_exits(runs):
     assert len(report.primary_tests(report.results([]))) == 0
 
 
+def test_the_first_sentences_say_what_was_found_and_how_sure(tmp_path):
+    "Exit-wise training of any preset is what others are compared with; what is noise is not told as a find."
+    for seed, noise in enumerate((.1, -.2, .15, -.05, 0)):
+        arms.example_run(tmp_path, "mate", seed, [70 + noise, 80])
+        arms.example_run(tmp_path, "branchynet", seed, [64, 80], preset="dbt")
+        arms.example_run(tmp_path, "eed", seed, [64 + 40*noise, 80 - 39*noise])
+        arms.example_run(tmp_path, "mate", seed, [60 + 90*noise, 80], model="resnet8")
+        arms.example_run(tmp_path, "eed", seed, [60, 80], model="resnet8")
+    tests = report.primary_tests(report.results(tmp_path))
+    assert set(tests.other) == {"branchynet (dbt)", "eed"}
+    resnet, tiny = sorted(report.primary_sentences(tests))
+    assert tiny == ("digits, tiny: 1 of 2 differences are beyond chance, the largest: "
+                    "mate − branchynet (dbt) = +3.00 points (95 % interval +2.91 … +3.09, n = 5).")
+    least = tests.least[tests.model == "resnet8"].item()
+    assert resnet.startswith("digits, resnet8: nothing is beyond chance. The largest difference: mate − eed")
+    assert 5 < least < 20 and resnet.endswith(f"Could be found: {least:.2f} points.")
+    far = tests.assign(least=417., p_holm=1.)     # what a design of two seeds may come to
+    assert set(report.table_of_primary(far).cells["could be found"]) == {"nothing"}
+    assert all(line.endswith("Could be found: nothing.") for line in report.primary_sentences(far))
+
+
 def test_nothing_bold_that_is_noise(tmp_path):
     for seed, (a, b) in enumerate(((70., 70.3), (71., 70.9), (70.5, 70.8))):
         arms.example_run(tmp_path, "eed", seed, [a, 80 + seed/100])

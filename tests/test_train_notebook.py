@@ -19,7 +19,8 @@ from multiexit_nb.runs import Run
 
 ROOT = Path(__file__).resolve().parent.parent
 BOOK = ROOT/"nbs"/"train.ipynb"
-QUICK = ["-p", "images_per_class", "14", "-p", "epochs", "2", "-p", "batch_size", "64"]
+QUICK = ["-p", "dataset", "digits", "-p", "images_per_class", "14", "-p", "epochs", "2",
+         "-p", "batch_size", "64"]
 
 
 def papermill(*args, book=BOOK, **kw):
@@ -76,7 +77,7 @@ def test_cleaned_and_then_run_with_parameters(tmp_path):
     (["-p", "dataset", "parquet:nowhere"],
      "InputError: dataset='parquet:nowhere': expected an existing file or folder")])
 def test_wrong_input_is_one_line_and_a_failure(args, says, tmp_path):
-    done = papermill(tmp_path/"out.ipynb", *args, *([] if "lr" in args else QUICK), cwd=tmp_path)
+    done = papermill(tmp_path/"out.ipynb", *([] if "lr" in args else QUICK), *args, cwd=tmp_path)
     assert done.returncode != 0
     last = done.stderr.strip().splitlines()
     assert last[-1].startswith(says) and "Traceback" not in "\n".join(last[-3:])
@@ -104,7 +105,7 @@ def test_the_cell_repeats_what_is_declared():
 
 def test_killed_and_resumed_by_id(tmp_path):
     "Kill -9 of papermill and its kernel; `-p resume` finishes with the weights of a run that nobody killed."
-    asked = dict(epochs=24, images_per_class=14, channels_last="false", precision="fp32")
+    asked = dict(dataset="digits", epochs=24, images_per_class=14, channels_last="false", precision="fp32")
     words = [word for p in asked.items() for word in ("-p", *map(str, p))]
     command = [sys.executable, "-m", "papermill", BOOK, tmp_path/"out.ipynb", "-p", "run_id", "k", *words]
     env = {**os.environ, "MULTIEXIT_ROOT": str(ROOT)}

@@ -255,8 +255,10 @@ def _add_rdm(fig, d, scale: tuple,    # of `colour_bar`
                     hovertemplate=f"%{{z}} × {step:g}<extra></extra>", **at)
     frame = dict(showline=True, mirror=True, linewidth=3, linecolor=colour, showgrid=False, zeroline=False)
     ticks = class_ticks(d, k)
-    fig.update_xaxes(**(ticks if at["row"] == rows else NO_TICKS), tickangle=-60, **frame, **at)
-    fig.update_yaxes(**(ticks if at["col"] == 1 else NO_TICKS), autorange="reversed", **frame, **at)
+    square = dict(scaleanchor=fig.data[-1].xaxis, constrain="domain", constraintoward="middle")
+    fig.update_xaxes(**(ticks if at["row"] == rows else NO_TICKS), tickangle=-60, constrain="domain", **frame,
+                     **at)
+    fig.update_yaxes(**(ticks if at["col"] == 1 else NO_TICKS), autorange="reversed", **square, **frame, **at)
 
 # %% ../../nbs/54_rdm.ipynb #similarity
 MEASURES = ("corr", "cosine", "spearman", "rho-a", "kendall", "tau-a", "bures")

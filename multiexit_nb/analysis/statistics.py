@@ -7,7 +7,7 @@ __all__ = ['FORMATS', 'SPREADS', 'METRICS', 'WILSON', 'BOLD', 'mark_of', 'images
            'accuracy_interval', 'summary', 'marks_and_runs', 'one_seed', 'holm', 'paired_p', 'least_difference',
            'paired_tests', 'primary_tests', 'tex', 'Table', 'table_markdown', 'runs_of', 'behind', 'table_latex',
            'save_table', 'number', 'interval_text', 'marks_note', 'seeds_note', 'best_of_row', 'table_by_exit',
-           'p_text', 'table_of_primary', 'table_of_tests', 'Files']
+           'p_text', 'table_of_primary', 'primary_sentences', 'table_of_tests', 'Files']
 
 # %% ../../nbs/58_statistics.ipynb #c02
 import re
@@ -166,8 +166,8 @@ def paired_tests(results,              # of `results()`
 
 # %% ../../nbs/58_statistics.ipynb #primary-tests
 def _partner(arms: list[str]) -> str:
-    "Exit-wise training where it is one of the arms; else the first of them."
-    return "branchynet" if "branchynet" in arms else arms[0]
+    "The first that is exit-wise training, whatever its preset and exits; else the first of all."
+    return next((a for a in arms if re.match(r"branchynet\b", a)), arms[0])
 
 def primary_tests(results,              # of `results()`
                   against: str = "",    # compare with this arm; "": with exit-wise training
@@ -228,11 +228,11 @@ class Table:
 
 # %% ../../nbs/58_statistics.ipynb #table-markdown
 def _cell_markdown(text) -> str:
-    "Text letter by letter; a number and its spread stay on one line."
+    "Text letter by letter; a number and its spread stay on one line, an interval on its own."
     text = re.sub("&#(177|8722|8224|8804|8805|167);", lambda m: chr(int(m[1])),
                   markdown(text, 10**5))    # ± − † ≤ ≥ §
     text = re.sub(r" (±|=|<|&#60;) ", "\u00a0\\1\u00a0", text)
-    return re.sub(r" &#91;[\d., ]+&#93;", lambda m: m[0].replace(" ", "\u00a0"), text)
+    return re.sub(r"&#91;[\d., ]+&#93;", lambda m: m[0].replace(" ", "\u00a0"), text)
 
 def table_markdown(table: Table) -> str:
     "The table as Markdown, its title in bold above and its notes below."
@@ -381,16 +381,20 @@ def table_of_primary(tests,   # of `primary_tests()`
     "Rows: methods; the difference of the mean over exits, p, and what could have been found."
     index = ["dataset", "model", "method"]
     columns = {"difference": _difference_cells(tests),
-               "could be found": [number(x) for x in tests.least]}
+               "could be found": [_least(x) for x in tests.least]}
     cells = tests[index].assign(**columns).set_index(index).rename_axis(index=dict(model="network"))
     bold = frozenset((i, 0) for i, p in enumerate(tests.p_holm) if p < .05)
     name = "paired t-test" if test == "t" else "Wilcoxon's signed ranks"
     seeds = seeds_note(tests.n) if len(tests) else "no seeds."
-    note = (f"Mean over exits, minus that of {', '.join(dict.fromkeys(tests.other))}; "
+    note = (f"Mean over exits, minus that of {' or of '.join(dict.fromkeys(tests.other))}; "
             f"± half the 95 % interval over {seeds} p: {name}, after Holm over the rows. "
             "Could be found: a true difference that large is found in 80 % of such studies.")
     return Table("Primary comparison, percentage points", cells, tests, (note, *marks_note(tests)), bold,
                  _runs_of_pairs(tests))
+
+def _least(x: float) -> str:
+    "What could have been found; points of accuracy end at 100."
+    return number(x) if not x > 100 else "nothing"
 
 def _difference_cells(tests) -> list[str]:
     return [number(d, c, sign=True) + p_text(p) + "†"*bool(t)
@@ -398,6 +402,29 @@ def _difference_cells(tests) -> list[str]:
 
 def _runs_of_pairs(tests) -> dict:
     return runs_of(tests.assign(method=tests.method + " − " + tests.other))
+
+# %% ../../nbs/58_statistics.ipynb #primary-sentence
+def _in_words(row) -> str:   # a row of `primary_tests()`
+    "A difference with its interval."
+    low, high = (number(row.difference + side*row.ci, sign=True) for side in (-1, 1))
+    sure = f"95 % interval {low} … {high}, " if np.isfinite(row.ci) else ""
+    return (f"{row.method} − {row.other} = {number(row.difference, sign=True)} points "
+            f"({sure}n = {row.n}{', †'*bool(row.marked)})")
+
+def primary_sentences(tests) -> list[str]:   # of `primary_tests()`
+    "What was found between methods, a sentence for each data set and network."
+    lines = []
+    for (dataset, model), t in tests.groupby(["dataset", "model"], sort=False):
+        sure = t[t.p_holm < .05]
+        shown = sure if len(sure) else t
+        largest = _in_words(shown.loc[shown.difference.abs().idxmax()])
+        if len(sure):
+            said = f"{len(sure)} of {len(t)} differences are beyond chance, the largest: {largest}."
+        else:
+            could = f"{number(t.least.max())} points" if t.least.max() <= 100 else "nothing"
+            said = f"nothing is beyond chance. The largest difference: {largest}. Could be found: {could}."
+        lines.append(f"{dataset}, {model}: {said}")
+    return lines
 
 # %% ../../nbs/58_statistics.ipynb #table-of-tests
 def table_of_tests(tests,   # of `paired_tests()`

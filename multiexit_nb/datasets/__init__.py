@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['register_dataset', 'Raw', 'list_datasets', 'find_dataset', 'open_dataset', 'dataset_info', 'has_unlabelled',
-           'existing_path', 'natural_size']
+           'usual_settings', 'existing_path', 'natural_size']
 
 # %% ../../nbs/13_datasets.ipynb #c02
 import importlib, pkgutil, warnings
@@ -103,6 +103,11 @@ def dataset_info(name: str, root=None, *, image_size: int | None = None) -> tupl
 def has_unlabelled(name: str, images_per_class: int | None = None) -> bool:
     "Are there training images without labels, when so many of each class have one (None: the usual number)?"
     return (images_per_class or find_dataset(name)[0].info.get("images_per_class")) is not None
+
+# %% ../../nbs/13_datasets.ipynb #usual-settings
+def usual_settings(name: str, model: str) -> dict:
+    "What was found good for a network on a data set: parameters by their names; for most pairs nothing."
+    return find_dataset(name)[0].info.get("settings", {}).get(model, {})
 
 # %% ../../nbs/13_datasets.ipynb #existing-path
 def existing_path(kind: str,   # of the data set: "imagefolder", for the message

@@ -47,7 +47,8 @@ def _pairs(digits: Tensor, labels: Tensor, per_class: int, seed: int) -> tuple[D
     return Decoded(draw_pairs(drawn(y//10), drawn(y % 10), 40, g)), y
 
 # %% ../../nbs/datasets/digit_pairs.ipynb #digit-pairs
-@register_dataset("digit_pairs", num_classes=100, image_size=32, images_per_class=22)
+@register_dataset("digit_pairs", num_classes=100, image_size=32, images_per_class=22,
+                  settings={"tiny": dict(model_args={"width": 8}, batch_size=64, schedule="cosine")})
 def digit_pairs(root: Path, path: str, image_size: int | None, download: bool) -> Raw:
     "100 classes of two overlapping digits: 15,000 training images, 2,200 with a label, 4,000 for testing."
     from sklearn.datasets import load_digits
