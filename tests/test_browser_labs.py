@@ -159,6 +159,8 @@ def train_to_the_end(page):
     page.wait_for_function(f"{STATUS}.includes('on test, exits 1')", timeout=240_000)
     whole = "p => p.data.filter(t => t.x && t.x.length == 3).length == 5"     # four exits, the ensemble
     page.wait_for_function(f"[...{PLOT}].some({whole})", timeout=60_000)
+    holds(page, f"{PLOT}[1]._fullLayout.xaxis.range[1] < 4")       # not that of the empty figure before
+    assert page.evaluate(f"({PLOT}[0].layout.shapes || []).length") == 0      # nor flags of another run
     assert page.evaluate(BOX)["wide"] <= 0
 
 
