@@ -332,8 +332,9 @@ def says_that_its_kernel_has_ended(page):
 
 @pytest.fixture
 def busy():
-    "Two processes that take what time they can get."
-    others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2)]
+    "Two processes that take what time they can get, while their parent lives."
+    code = "import os\nparent = os.getppid()\nwhile os.getppid() == parent: pass"
+    others = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(2)]
     yield
     for p in others:
         p.kill()
