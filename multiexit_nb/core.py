@@ -127,6 +127,8 @@ def _may_replace(old, new) -> bool:
 _SECTION = "multiexit_nb"
 
 def _is_root(folder: Path) -> bool:
+    if (folder/"params.json").exists():      # a run is somebody's data
+        return False
     with contextlib.suppress(OSError):
         return f"[{_SECTION}]".encode() in (folder/"settings.ini").read_bytes()
     return False

@@ -21,12 +21,13 @@ from .core import InputError, atomic_write, check_value
 MANIFEST = "manifest.json"
 ABSENT = ""
 _KEPT = 4                    # digests of one file
+_LARGEST = 50_000_000        # bytes of a JSON file or a table: a hole of terabytes takes no room on a disk
 
 def read_manifest(folder: Path) -> dict[str, list[str]] | None:
     "The digests of a folder's files; None if it keeps none. Raises InputError if it is damaged."
     file = folder/MANIFEST
     try:
-        found = json.loads(file.read_bytes())
+        found = json.loads(file.read_bytes()) if file.stat().st_size <= _LARGEST else None
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError) as e:
@@ -130,25 +131,22 @@ def opened(path: Path):
     with contextlib.ExitStack() as stack:
         try:
             f = stack.enter_context(open(path, "rb"))
-            found = digest(f)
+            known = (read_manifest(path.parent) or {}).get(path.name)
+            whole = not known or digest(f) in known
             f.seek(0)
         except OSError as e:
             raise InputError(f"cannot read {path}: {e.strerror or e}") from None
-        known = (read_manifest(path.parent) or {}).get(path.name)
-        if known and found not in known:
+        if not whole:
             hint = "if you changed it on purpose, remove its entry there"
             raise damaged(path, f"its checksum is not that in {MANIFEST}; {hint}")
         yield f
 
 # %% ../nbs/06_files.ipynb #read-json
-_LARGEST = 50_000_000          # bytes of a JSON file or a table
-
 def _text(path: Path) -> bytes:
-    with opened(path) as f:
-        text = f.read(_LARGEST + 1)
-    if len(text) > _LARGEST:
+    if exists(path) and path.stat().st_size > _LARGEST:
         raise damaged(path, f"it has more than {_LARGEST/1e6:.0f} MB")
-    return text
+    with opened(path) as f:
+        return f.read(_LARGEST)
 
 def read_json(path: Path) -> dict:
     "A JSON file that holds a map. Raises InputError if it does not."

@@ -51,11 +51,11 @@ def imagefolder(top: Path, splits=("train", "test"), size=(20, 24)) -> str:
     return f"imagefolder:{top/'set'}"
 
 
-def cub200(top: Path) -> str:
-    "200 classes of four images, three of them for training."
+def cub200(top: Path, classes: int = 200) -> str:
+    "Classes of four images, three of them for training."
     folder, n = top/"CUB_200_2011", 0
     lines = {k: [] for k in ("images", "image_class_labels", "train_test_split", "classes")}
-    for c in range(200):
+    for c in range(classes):
         name = f"{c + 1:03d}.Bird_{c}"
         lines["classes"].append(f"{c + 1} {name}")
         for i in range(4):
@@ -69,10 +69,10 @@ def cub200(top: Path) -> str:
     return "cub200"
 
 
-def dogs(top: Path) -> str:
-    "120 classes of three images, two of them for training."
+def dogs(top: Path, classes: int = 120) -> str:
+    "Classes of three images, two of them for training."
     folder, lists = top/"StanfordDogs", {"train": ([], []), "test": ([], [])}
-    for c in range(120):
+    for c in range(classes):
         for i in range(3):
             f = f"n{c:05d}-Breed_{c}/x_{i}.jpg"
             save(folder/"Images"/f, c + i, (40, 30))
@@ -85,10 +85,10 @@ def dogs(top: Path) -> str:
     return "dogs"
 
 
-def aircraft(top: Path) -> str:
-    "100 classes of four images, three of them for training."
+def aircraft(top: Path, classes: int = 100) -> str:
+    "Classes of four images, three of them for training."
     folder, splits, n = top/"fgvc-aircraft-2013b"/"data", {"trainval": [], "test": []}, 0
-    names = [f"A{i}" for i in range(100)]
+    names = [f"A{i}" for i in range(classes)]
     for c, name in enumerate(names):
         for i in range(4):
             n += 1
@@ -109,10 +109,10 @@ def imagenet(top: Path) -> str:
     return "imagenet"
 
 
-def tinyimagenet(top: Path, per_class: int = 52) -> str:
-    "200 classes, one validation image each; the lists are backwards."
+def tinyimagenet(top: Path, per_class: int = 52, classes: int = 200) -> str:
+    "Classes of so many training images and one for validation; the lists are backwards."
     folder, rows = top/"tiny-imagenet-200", []
-    wnids = [f"n{c:08d}" for c in range(200)]
+    wnids = [f"n{c:08d}" for c in range(classes)]
     for c, w in enumerate(wnids):
         for i in range(per_class):
             colour(folder/"train"/w/"images"/f"{w}_{i}.JPEG", c)

@@ -282,7 +282,7 @@ def test_a_folder_that_cannot_be_written_is_a_warning(tmp_path):
 
 # ---------------------------------------------------------------- official lists
 def test_a_label_that_is_not_its_folders(tmp_path):
-    layouts.cub200(tmp_path)
+    layouts.cub200(tmp_path, 5)
     f = tmp_path/"CUB_200_2011"/"image_class_labels.txt"
     f.write_text(f.read_text().replace("\n9 3\n", "\n9 4\n"))
     refused("cub200", "labels.txt is damaged: a label is not the class of the image's folder", tmp_path)
@@ -290,20 +290,20 @@ def test_a_label_that_is_not_its_folders(tmp_path):
 
 @pytest.mark.parametrize("f", ["images.txt", "image_class_labels.txt", "train_test_split.txt", "classes.txt"])
 def test_a_list_that_ends_early(tmp_path, f):
-    layouts.cub200(tmp_path)
+    layouts.cub200(tmp_path, 5)
     f = tmp_path/"CUB_200_2011"/f
     f.write_bytes(f.read_bytes()[:-40])
     refused("cub200", "CUB_200_2011.* is damaged", tmp_path)
 
 
 def test_an_official_list_without_images(tmp_path):
-    layouts.aircraft(tmp_path)
+    layouts.aircraft(tmp_path, 5)
     (tmp_path/"fgvc-aircraft-2013b"/"data"/"images_variant_test.txt").write_text("")
     refused("aircraft", "aircraft has no images for testing", tmp_path, download=False)
 
 
 def test_a_list_that_names_a_file_which_is_not_there(tmp_path):
-    layouts.tinyimagenet(tmp_path, 3)
+    layouts.tinyimagenet(tmp_path, 3, 12)
     (tmp_path/"tiny-imagenet-200"/"val"/"images"/"val_7.JPEG").unlink()
     refused("tinyimagenet", "cannot read .*val_7.JPEG: No such file", tmp_path, val_per_class=1)
 

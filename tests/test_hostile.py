@@ -1,6 +1,7 @@
 """A stranger's run: its strings are shown letter by letter, nothing is executed or written outside."""
 import html.parser
 import json
+import os
 import pickle
 import re
 from pathlib import Path
@@ -10,9 +11,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from multiexit_nb import text
+from multiexit_nb import files, text
 from multiexit_nb.checkpoints import load_checkpoint
-from multiexit_nb.core import InputError
+from multiexit_nb.core import InputError, project_root
+from multiexit_nb.experiment import prepare
+from multiexit_nb.plugins import load_plugins
 from multiexit_nb.runs import Run, damaged_runs, list_runs
 from multiexit_nb.trackers import Tracker
 
@@ -169,3 +172,30 @@ def test_every_promise_of_the_security_page_has_its_tests():
         for file, test in named:
             there = (ROOT/"tests"/file).read_text()
             assert f"\ndef {test}(" in there, f"{promise.strip()}: no {test} in {file}"
+
+
+def test_a_runs_folder_gives_no_settings(tmp_path, monkeypatch):
+    "As they name plugins, which would be run by whoever works there."
+    monkeypatch.delenv("MULTIEXIT_ROOT", raising=False)
+    run = hostile_run(tmp_path/"runs")
+    (run.path/"settings.ini").write_text("[multiexit_nb]\nplugins = stranger.py\n")
+    (run.path/"stranger.py").write_text(f"from pathlib import Path\nPath({str(tmp_path/'ran')!r}).touch()\n")
+    monkeypatch.chdir(run.path)
+    assert project_root() != run.path
+    load_plugins()
+    with pytest.raises(InputError):
+        prepare({"resume": "."}, {"resume"})
+    assert not (tmp_path/"ran").exists()
+
+
+@pytest.mark.parametrize("name", ["params.json", "result.json", "history.csv", "events.csv", "manifest.json"])
+def test_a_file_without_bounds_is_not_read(name, finished_run, monkeypatch):
+    "A hole of a terabyte takes no room on a disk, and hours to read: nobody begins to."
+    (finished_run.path/name).touch()
+    os.truncate(finished_run.path/name, 2**40)
+    digest = files.digest
+    monkeypatch.setattr(files, "digest", lambda f: pytest.fail() if Path(f.name).name == name else digest(f))
+    with pytest.raises(InputError, match=f"{name} is damaged: it (has more than 50 MB|is no manifest)") as e:
+        run = Run.load(finished_run.id)
+        (run.result, run.history, run.events)  # noqa: B018
+    assert "\n" not in str(e.value)
