@@ -131,22 +131,27 @@ def _best_so_far(scores: list) -> list[int]:
 
 # %% ../nbs/50_inference.ipynb #seconds
 def _seconds(answer, batches) -> float:
-    "Wall-clock of one pass over the batches."
+    "The time of one pass over the batches: of the processor where one thread does all, else of the clock."
     device = batches[0].device.type
     wait = {"cuda": torch.cuda.synchronize, "mps": torch.mps.synchronize}.get(device, lambda: None)
+    alone = device == "cpu" and torch.get_num_threads() == 1
+    clock = time.process_time if alone else time.perf_counter
     wait()
-    start = time.perf_counter()
+    start = clock()
     for b in batches:
         answer(b)
     wait()
-    return time.perf_counter() - start
+    return clock() - start
 
 # %% ../nbs/50_inference.ipynb #time-early-exit
 @torch.inference_mode()
-def time_early_exit(net: MultiExitNet, batches, policy: Policy, repeats: int = 5) -> dict:
+def time_early_exit(net: MultiExitNet, batches, policy: Policy, repeats: int = 5,
+                    full_net: MultiExitNet | None = None) -> dict:   # to compare with; None: the same
     "Images per second of the full network and of early exit on the same batches, beside the multiply-adds."
+    full_net = full_net or net
+
     def full(b):
-        return net.exit(b, net.num_exits)
+        return full_net.exit(b, net.num_exits)
 
     def early(b):
         return early_exit(net, b, policy)
@@ -166,7 +171,8 @@ def measure_early_exit(net: MultiExitNet,
                        policies,               # name -> Policy or thresholds
                        batch_sizes=(1, 32, 256),
                        repeats: int = 5,               # rounds, of which the fastest counts
-                       most: int = 64):                # batches of a round at most
+                       most: int = 64,                 # batches of a round at most
+                       full_net=None):                 # whose last exit it is compared with; None: the same
     "Early exit by the clock: one row per policy and batch size (only full batches count)."
     import pandas as pd
     rows = []
@@ -175,6 +181,7 @@ def measure_early_exit(net: MultiExitNet,
             check_value("batch_sizes", b, 0 < b <= len(x), f"sizes from 1 to the {len(x)} images given")
             batches = [c for c in x.split(b)[:most] if len(c) == b]
             for name, p in policies.items():
-                timed = time_early_exit(net, batches, as_policy(p, net.num_exits), repeats)
+                policy = as_policy(p, net.num_exits)
+                timed = time_early_exit(net, batches, policy, repeats, full_net)
                 rows.append(dict(policy=name, batch=b) | timed)
     return pd.DataFrame(rows)

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from .core import MultiExitOutput, rng_state, set_rng_state, settings
-from .methods import Method, Phase
+from .methods import Method, Phase, Step
+from .processes import rank_and_size
 from .recipe import Recipe
 
 # %% ../nbs/35_speed.ipynb #objective
@@ -117,17 +118,36 @@ def _timer(objective: Objective, x: Tensor, y: Tensor, choice: SpeedChoice) -> C
         return time.perf_counter() - start
     return step
 
+# %% ../nbs/35_speed.ipynb #turn-timer
+def _turn_timer(objective: Objective, step: Step, choice: SpeedChoice) -> Callable[[], float]:
+    "A function in which the method learns from validation images, after a step; its seconds, for each step."
+    method, net = objective.method, objective.net
+    def turn():
+        grads = None
+        if choice.precision == "fp32":
+            grads = {k: torch.zeros_like(p) for k, p in net.named_parameters() if p.requires_grad}
+        start = time.perf_counter()
+        with use_threads(choice.threads):
+            method.before_step(dataclasses.replace(step, net=net, grads=grads))
+        return (time.perf_counter() - start)/method.meta_every
+    return turn
+
+
 # %% ../nbs/35_speed.ipynb #steptimes
 class StepTimes:
     "The seconds of a step of a training, phases weighted by their epochs, by choice."
-    def __init__(self, recipe: Recipe, net, method, batch, rounds: int = 3):
+    def __init__(self, recipe: Recipe, net, method, batch, draws, rounds: int = 3):
         self.recipe, self.net, self.method, self.rounds = recipe, net, method, rounds
         self.x, self.y = batch()
+        more = draws() if rank_and_size()[1] == 1 else None
+        self.step = more and Step(net, self.x, self.y, recipe.lr, 0, *next(more[0]))
 
     def laps(self, choice: SpeedChoice) -> Callable[[], Tensor]:
         "A function that takes a step of every phase: (phases,) seconds, times the phase's epochs."
         copies = _copies(self.net, self.method, self.recipe)
         steps = [(_timer(objective, self.x, self.y, choice), epochs) for objective, epochs in copies]
+        if self.step:
+            steps += [(_turn_timer(objective, self.step, choice), epochs) for objective, epochs in copies]
         return lambda: torch.tensor([epochs*step() for step, epochs in steps], dtype=torch.double)
 
     def __call__(self, choices: list[SpeedChoice]) -> list[float]:
@@ -177,6 +197,7 @@ def known_choice(recipe: Recipe, device: torch.device) -> SpeedChoice:
 # %% ../nbs/35_speed.ipynb #decide-auto
 def decide(recipe: Recipe, net, method, device: torch.device,
            batch,                # () -> (x, y), a training batch; called only if something has to be measured
+           draws=lambda: None,   # () -> validation batches without end, beside others; or None
            rounds: int = 3) -> SpeedChoice:
     "What the recipe says; where it says auto, by knowledge on GPUs and by measurement on CPUs."
     if device.type != "cpu":
@@ -187,7 +208,7 @@ def decide(recipe: Recipe, net, method, device: torch.device,
     if len(choices) == 1 and most == choices[0].threads:
         return dataclasses.replace(choices[0], why="given")
     state = rng_state()
-    measure = StepTimes(recipe, net, method, batch, rounds)
+    measure = StepTimes(recipe, net, method, batch, draws, rounds)
     best = dataclasses.replace(choices[0], why="measured")
     if len(choices) > 1:
         best = fastest(choices, measure(choices))

@@ -108,7 +108,7 @@ class TrainLab(Lab):
     def __init__(self):
         super().__init__()
         self.setup, self.sessions, self.opening = TrainSetup(), [], False
-        self.drawn, self.shown, self.lock = 0.0, None, threading.Lock()
+        self.drawn, self.shown, self.moved, self.lock = 0.0, None, 0, threading.Lock()
         self.bar = W.FloatProgress(0, min=0, max=1, layout=W.Layout(width="110px"))
         self.status, self.flags, self.doubt = W.HTML().add_class("mx-status"), W.HTML(), W.HTML()
         self.accuracy = figure_view(height=285, width=600)
@@ -234,7 +234,6 @@ def move(self: TrainLab, name: str, value: float):
     for s in self.sessions:
         if not s.over and name in movable(s.training):
             s.set(name, value)
-    self.draw(force=True)
 
 # %% ../nbs/63_train_lab.ipynb #go
 @patch
@@ -351,7 +350,9 @@ def tell(self: TrainLab, session: Session):
     "What a thread says: something has changed."
     if session not in self.sessions:
         return
-    self.draw(force=session.state != "running")
+    moved = sum(len(s.run.events) for s in self.sessions)
+    self.draw(force=session.state != "running" or moved != self.moved)
+    self.moved = moved
     if session.error:
         self.line.value = f"<b>⚠</b> {html(session.error)}"
 

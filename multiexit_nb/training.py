@@ -135,7 +135,8 @@ def start(self: Training, saved: dict | None) -> Training:
     if saved:
         self.decided = SpeedChoice(**saved["decided"])
     else:
-        self.decided = of_first(decide(self.recipe, self.net, self.method, self.device, self.batch))
+        asked = self.recipe, self.net, self.method, self.device, self.batch, self.draws
+        self.decided = of_first(decide(*asked))
     self.enter(phase, begin=False)
     rank = rank_and_size()[0]
     if saved:

@@ -55,6 +55,30 @@ def measure(place, name: str) -> str:
            f"(least {min(took):.0f}, most {max(took):.0f})"
 
 
+def measure_train(place) -> str:
+    "From Start to a word, and to the first point; from a moved α to the flag that tells of it."
+    with opened(place, "train.ipynb", width=1280, height=800) as (page, _, _):
+        begun = time.perf_counter()
+        command(page, "notebook:run-all-cells")
+        page.wait_for_selector("button:has-text('Start'):not([disabled])", timeout=300_000)
+        ready = time.perf_counter() - begun
+        still(page)
+        since = "async t => performance.now() - t"
+        start = page.evaluate("performance.now()")
+        page.locator("button:has-text('Start')").click()
+        page.wait_for_function("document.querySelector('.mx-status').innerText.includes('starting')")
+        heard = page.evaluate(since, start)
+        page.wait_for_function(f"({PLOT}[0].data[0] || {{}}).name == 'exit 1'", timeout=300_000)
+        first = page.evaluate(since, start)
+        page.locator(".widget-slider:has-text('α') .noUi-handle").focus()
+        moved = page.evaluate("performance.now()")
+        page.keyboard.press("ArrowRight")
+        page.wait_for_function("document.body.innerText.includes('α 3 →')")
+        told = page.evaluate(since, moved)
+    return f"train: Start after {ready:.1f} s, heard after {heard:.0f} ms, first epoch after " \
+           f"{first/1000:.1f} s, a moved α told after {told:.0f} ms"
+
+
 def main(names):
     top = Path(tempfile.mkdtemp())
     home, folder = top/"home", top/"labs"
@@ -69,8 +93,9 @@ def main(names):
     env = dict(MULTIEXIT_ROOT=str(ROOT), MULTIEXIT_DEVICE="cpu", MULTIEXIT_RUNS=runs)
     with serve(folder, home, **env) as address:
         for name in names:
-            print(measure(Place(address, ""), name), flush=True)
+            place = Place(address, "")
+            print(measure_train(place) if name == "train" else measure(place, name), flush=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:] or list(KEYS))
+    main(sys.argv[1:] or ["train", *KEYS])

@@ -17,10 +17,11 @@ from multiexit_nb.analysis.leaving import (
     reliability,
 )
 from multiexit_nb.attach import attach_exits
-from multiexit_nb.backbones import register_backbone
+from multiexit_nb.backbones import Backbone, register_backbone
 from multiexit_nb.core import InputError, seed_everything
 from multiexit_nb.data import halves, load_dataset
 from multiexit_nb.evaluate import outputs_of
+from multiexit_nb.exits import GlobalPool, Head, MultiExitNet
 from multiexit_nb.inference import (
     best_exit,
     budget_table,
@@ -49,6 +50,7 @@ from multiexit_nb.policies import (
     simulate,
     solve,
 )
+from multiexit_nb.predict import folded
 
 torch.set_num_threads(1)
 ASKED = [.50, .20, .15, .10, .05]
@@ -635,3 +637,52 @@ def test_figures_show_the_tables():
 def test_confidences_of_ones_own():
     policy = calibrate(Confidences(torch.tensor([[.9, .1, .5], [.2, .3, .4]]), "val", "margin"), [1/3, 2/3])
     assert policy.thresholds[0] == pytest.approx(.9) and policy.criterion == "margin"
+
+
+# ---- a network that only answers ----
+
+def unlike_new(net):
+    "Normalisations as after a training."
+    for norm in (m for m in net.modules() if isinstance(m, torch.nn.BatchNorm2d)):
+        for t, low, high in ((norm.running_mean, -.3, .3), (norm.running_var, .5, 2.),
+                             (norm.weight.data, .5, 1.5), (norm.bias.data, -.3, .3)):
+            t.uniform_(low, high)
+    return net.eval()
+
+
+@pytest.mark.parametrize("model,left", [("resnet8", 0), ("msdnet", 0), ("densenet121", 62)])
+def test_a_folded_network_answers_alike(model, left):
+    "At every exit, to 10⁻⁵ of the largest logit; what normalises a sum or several maps stays."
+    torch.manual_seed(0)
+    net, x = unlike_new(create_model(model, 10, 32)), torch.randn(2, 3, 32, 32)
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    quick = folded(net)
+    assert sum(isinstance(m, torch.nn.BatchNorm2d) for m in quick.modules()) == left
+    with torch.inference_mode():
+        z = net(x).logits
+        torch.testing.assert_close(quick(x).logits, z, rtol=0, atol=1e-5*float(z.abs().max()))
+        for m in (1, net.num_exits):
+            torch.testing.assert_close(quick.exit(x, m), z[m - 1], rtol=0, atol=1e-5*float(z.abs().max()))
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items()) and not quick.training
+    assert [a.tolist() for a in early_exit(quick, x, 0.)] == [z[0].argmax(-1).tolist(), [1, 1]]
+
+
+class Shared(torch.nn.Module):
+    "Whose first convolution is read twice, and whose second is called twice."
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = torch.nn.Conv2d(3, 3, 1), torch.nn.Conv2d(3, 3, 1)
+        self.norm, self.again = torch.nn.BatchNorm2d(3), torch.nn.BatchNorm2d(3)
+
+    def forward(self, x):
+        x = self.one(x)
+        x = x + self.norm(x)
+        return self.again(self.two(self.two(x)))
+
+
+def test_what_others_read_too_is_not_folded():
+    torch.manual_seed(0)
+    net = MultiExitNet(Backbone([Shared()]), [Head(GlobalPool(), torch.nn.Linear(3, 2))], [1], 8)
+    x, quick = torch.randn(2, 3, 8, 8), folded(unlike_new(net))
+    assert sum(isinstance(m, torch.nn.BatchNorm2d) for m in quick.modules()) == 2
+    torch.testing.assert_close(quick(x).logits, net(x).logits)

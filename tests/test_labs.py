@@ -2,6 +2,7 @@
 
 import json
 import time
+from types import SimpleNamespace
 
 import layouts
 import pytest
@@ -10,7 +11,7 @@ from lab_page import CHROMIUM, until
 from project import ROOT
 from tiny import TINY
 
-from multiexit_nb import exits_lab, lab_figures, steer, train_lab, widgets
+from multiexit_nb import exits_lab, lab_figures, steer, train_figures, train_lab, widgets
 from multiexit_nb.analysis import thresholds
 from multiexit_nb.core import InputError
 from multiexit_nb.figures import figure
@@ -46,6 +47,18 @@ def test_only_what_has_changed_is_sent_and_in_one_message():
     (message,) = [m for m in sent if m]
     assert list(message["style_data"]) == ["y"] and message["style_traces"] == [0]
     assert message["layout_data"] == {"xaxis.type": "category"}
+
+
+def test_a_figure_keeps_nothing_of_the_one_before_it():
+    "No range, no line, no note: an empty figure's axes, or an older run's flags, would be a wrong picture."
+    before = bars(1, 2).update_xaxes(range=[0, 20], dtick=5).update_yaxes(type="log")
+    before.add_vline(x=1).add_vline(x=2).add_annotation(text="1", x=1, y=1)
+    view = lab_figures.figure_view(figure("empty", xaxis_range=[0, 9]))
+    for fig in (before, bars(1, 2)):
+        lab_figures.redraw(view, fig)
+    fresh = lab_figures.figure_view(bars(1, 2)).layout.to_plotly_json()
+    shown = {k: v for k, v in view.layout.to_plotly_json().items() if v not in ((), [])}
+    assert shown == {k: v for k, v in fresh.items() if v not in ((), [])}
 
 
 def test_what_is_gone_is_gone_and_what_a_person_did_stays():
@@ -208,6 +221,30 @@ def test_the_train_lab_by_its_buttons():
     assert [t.x[0] for t in lab.accuracy.data] == [1] * 10  # both go on from the first epoch
     lab.new.click()
     assert lab.bar.value == 0 and not lab.start.disabled and not lab.flags.value
+
+
+def test_what_is_moved_is_told_with_the_next_step(monkeypatch):
+    "However short the time since the figures were drawn."
+    monkeypatch.setattr(train_lab, "time", SimpleNamespace(monotonic=lambda: 0.0))
+    lab = train_lab.TrainLab()
+    lab.setup.epochs.value, lab.setup.images_per_class.value = 500, 14
+    lab.start.click()
+    until(lambda: lab.sessions and lab.session.epoch)
+    lab.sliders["alpha"].value = 1.0
+    until(lambda: "α 3 → 1" in lab.flags.value)
+    assert lab.session.state == "running"
+    lab.session.leave()
+    until(lambda: not lab.session.alive)
+
+
+def test_ticks_of_the_losses_can_be_read(finished_run):
+    "Powers of ten, or twos and fives where there is only one of them; epochs are whole."
+    history = finished_run.history
+    loss = history.metric.str.startswith("loss/")
+    for span, expected in ((1000, 1), (4, "D2")):
+        history.loc[loss, "value"] = [1.0, *[span]*(loss.sum() - 1)]
+        fig = train_figures.plot_losses(history)
+        assert (fig.layout.yaxis.type, fig.layout.yaxis.dtick, fig.layout.xaxis.dtick) == ("log", expected, 1)
 
 
 def test_what_was_trained_is_opened_in_exits_and_a_finished_run_stands_behind(finished_run):

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import pytest
 import torch
@@ -298,6 +299,36 @@ def test_auto_takes_only_what_is_clearly_faster(data, monkeypatch):
     assert (go().precision, go().channels_last) == ("bf16", True) and "2.00×" in go().why
     assert (go(precision="fp32").precision, go(precision="fp32").channels_last) == ("fp32", False)
     assert go(precision="fp16", channels_last=True) == speed.SpeedChoice("fp16", True, "given", threads=1)
+
+
+def test_auto_counts_what_a_method_does_before_a_step(data, monkeypatch):
+    "bfloat16 is faster for the step, and slower where the weights are learned at each."
+    monkeypatch.setattr(speed, "_timer", lambda objective, x, y, choice: lambda: seconds[choice.precision][0])
+    monkeypatch.setattr(speed, "_turn_timer", lambda objective, step, choice:
+                        lambda: seconds[choice.precision][1]/objective.method.meta_every)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+    seconds = dict(fp32=(1., 2.), bf16=(.6, 3.))
+    def decided(method, **hyper):
+        recipe = Recipe(epochs=1, batch_size=8, channels_last=False)
+        return train(*make(data, method, **hyper), data, recipe, device="cpu", bar=False).decided.precision
+    assert decided("naive_dkd") == "bf16"
+    assert [decided("hdkd", meta_every=n) for n in (1, 10)] == ["fp32", "bf16"]
+
+
+def test_what_is_timed_before_a_step_is_the_methods_turn(data, monkeypatch):
+    "A copy's, on validation images; its gradients are taken over in float32 alone."
+    net, method = make(data, "hdkd", meta_every=4)
+    seen = []
+    monkeypatch.setattr(type(method), "before_step", lambda self, step: seen.append((self, step)))
+    clock = iter(range(0, 1000, 12))
+    monkeypatch.setattr(speed, "time", types.SimpleNamespace(perf_counter=lambda: next(clock)))
+    val = next(data.val.batches(8))
+    x, y = next(data.train.batches(8))
+    taken = speed.StepTimes(Recipe(lr=.5), net, method, lambda: (x, y), lambda: (iter([val]), None), rounds=1)
+    assert taken([speed.SpeedChoice("fp32", False), speed.SpeedChoice("bf16", False)]) == [30*(12 + 3)]*2
+    assert len(seen) == 4 and all(m is not method and step.net is not net for m, step in seen)
+    assert all(step.val_x is val[0] and step.lr == .5 and step.number == 0 for _, step in seen)
+    assert sum(step.grads is None for _, step in seen) == 2
 
 
 def test_auto_is_taken_over_on_resume(data, tmp_path, monkeypatch):

@@ -207,7 +207,7 @@ def panels(titles, title: str, x: str, y: str, rows: int = 1, height: int | None
                         vertical_spacing=.16/rows**.5, horizontal_spacing=.05 if shared else .09)
     height = height or (380 if rows == 1 else 270*rows + 60)
     fig.update_layout(template=template(), title_text=title, height=height,
-                      width=max(760, min(1100, 300*cols + 120)), margin_t=75)
+                      width=max(760, min(900, 300*cols + 120)), margin_t=75)
     fig.update_xaxes(title_text=x, row=rows)
     return fig.update_yaxes(title_text=y, col=1)
 

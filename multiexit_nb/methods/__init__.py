@@ -129,6 +129,7 @@ class Method(nn.Module):
     earlier = {}  # number of a change -> {preset: what it made of the hyperparameters before}
     needs: frozenset = frozenset()  # what it reads beyond logits: "features", "unlabelled", "val", "teacher"
     reuse = False  # with "val": whether the images it learns from calibrate thresholds as well
+    meta_every = 1  # with "val": steps of the network from one turn of `before_step` to the next
     selected_by: Literal["mean", "last"] = "mean"  # validation top-1 that says which epoch counts: over exits
     label_smoothing = 0.0  # of the cross-entropy
     name, preset, hyper = "method", "default", types.MappingProxyType({})  # as created
