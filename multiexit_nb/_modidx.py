@@ -2065,6 +2065,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'multiexit_nb.summary.gain_in_words': ('summary.html#gain_in_words', 'multiexit_nb/summary.py'),
                                       'multiexit_nb.summary.in_words': ('summary.html#in_words', 'multiexit_nb/summary.py'),
                                       'multiexit_nb.summary.over_seeds': ('summary.html#over_seeds', 'multiexit_nb/summary.py'),
+                                      'multiexit_nb.summary.speed_table': ('summary.html#speed_table', 'multiexit_nb/summary.py'),
                                       'multiexit_nb.summary.study_of': ('summary.html#study_of', 'multiexit_nb/summary.py'),
                                       'multiexit_nb.summary.with_interval': ('summary.html#with_interval', 'multiexit_nb/summary.py')},
             'multiexit_nb.sweep': { 'multiexit_nb.sweep.Sweep': ('sweep.html#sweep', 'multiexit_nb/sweep.py'),

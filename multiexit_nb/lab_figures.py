@@ -290,6 +290,7 @@ _LAYOUT = """
   --jp-widgets-margin: 1px;
                        max-height: 640px; overflow-y: auto; overflow-x: hidden; }
 .mx-lab .mx-controls .jupyter-widgets { max-width: 100%; }
+.mx-lab .mx-controls > *, .mx-lab .mx-controls .widget-vbox > * { flex-shrink: 0; }
 .mx-lab .mx-controls .widget-label { text-align: left; }
 .mx-lab .mx-controls .widget-select-multiple { flex-direction: column; height: auto; }
 .mx-lab .mx-controls .widget-select-multiple select { width: 100%; }

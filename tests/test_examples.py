@@ -92,6 +92,35 @@ def test_every_lab_opens_on_them_and_trains_nothing(examples, monkeypatch):
     assert contents(SHIPPED) == before and not Path(os.environ["MULTIEXIT_RUNS"]).exists()
 
 
+def test_the_page_of_a_run_says_what_the_study_found(examples, finished_run):
+    "Means, spread and paired intervals against numbers computed here; nothing for settings no study has."
+    from scipy import stats
+
+    from multiexit_nb import summary
+    assert summary.study_of(finished_run) is None
+    run = Run.load("example-dbt")
+    found = summary.study_of(run)
+    assert (found.study, found.arm, found.exit_wise) == ("digit_pairs_methods", "dbt", "exit-wise")
+    t = found.results
+    t = t[(t.split == "test") & (t.metric == "top1")].set_index(["arm", "exit", "seed"]).value.sort_index()
+    shown = summary.over_seeds(run, found)
+    assert shown.index.tolist() == ["exit-wise, 10 seeds", "dbt, 10 seeds", "this run, seed 20"]
+    assert shown.iloc[2].tolist() == [f"{v:.1f}" for v in run.result["test"]["top1"]]
+    for exit, column in enumerate(shown, 1):
+        for row, arm in enumerate(("exit-wise", "dbt")):
+            v = t[arm, exit].to_numpy(float)
+            assert shown.iloc[row][column] == f"{v.mean():.1f} ± {v.std(ddof=1):.1f}"
+    said = summary.gain_in_words(found)
+    for exit in (1, 4):
+        d = (t["dbt", exit] - t["exit-wise", exit]).to_numpy(float)
+        low, high = stats.t.interval(.95, len(d) - 1, d.mean(), stats.sem(d))
+        words = f"exit {exit} **{d.mean():+.1f} points** (95 % interval {low:+.1f} … {high:+.1f})"
+        assert words.replace("-", "−") in said and (low > 0 or high < 0)
+    of_mate = summary.study_of(Run.load("example-mate"))
+    assert "exit 4 **−0.5 points** (95 % interval −1.1 … 0.0, which may be none)" in (
+        summary.gain_in_words(of_mate))
+
+
 @pytest.mark.slow
 def test_the_command_makes_them(tmp_path):
     "Of one epoch: the files of those that are shipped, and a run that answers."

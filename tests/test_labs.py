@@ -11,7 +11,7 @@ from lab_page import CHROMIUM, until
 from project import ROOT
 from tiny import TINY
 
-from multiexit_nb import exits_lab, lab_figures, steer, train_lab, widgets
+from multiexit_nb import exits_lab, lab_figures, steer, train_figures, train_lab, widgets
 from multiexit_nb.analysis import thresholds
 from multiexit_nb.core import InputError
 from multiexit_nb.figures import figure
@@ -235,6 +235,16 @@ def test_what_is_moved_is_told_with_the_next_step(monkeypatch):
     assert lab.session.state == "running"
     lab.session.leave()
     until(lambda: not lab.session.alive)
+
+
+def test_ticks_of_the_losses_can_be_read(finished_run):
+    "Powers of ten, or twos and fives where there is only one of them; epochs are whole."
+    history = finished_run.history
+    loss = history.metric.str.startswith("loss/")
+    for span, expected in ((1000, 1), (4, "D2")):
+        history.loc[loss, "value"] = [1.0, *[span]*(loss.sum() - 1)]
+        fig = train_figures.plot_losses(history)
+        assert (fig.layout.yaxis.type, fig.layout.yaxis.dtick, fig.layout.xaxis.dtick) == ("log", expected, 1)
 
 
 def test_what_was_trained_is_opened_in_exits_and_a_finished_run_stands_behind(finished_run):

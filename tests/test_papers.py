@@ -362,6 +362,8 @@ def test_dih_figure_2_asks_the_trained_heads(tmp_path):
     heads = [n for n in said if n.startswith("head")]
     assert len(heads) == len(teacher.model().backbone.attach["linear"])
     assert list(said)[-2:] == ["teacher", "mean"]
+    below = [a.title.text for a in fig.select_xaxes()]
+    assert below.count("class") == len(said) - 1 and sum("the image is of" in x for x in below) == 1
     assert said["mean"] == pytest.approx(np.mean([said[n] for n in (*heads, "teacher")], 0), abs=1e-6)
     x = next(student.data().test.take([3]).batches(1))[0]
     with torch.no_grad():

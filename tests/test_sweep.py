@@ -134,7 +134,7 @@ WRONG = [("no/such.yaml", "no grid at no/such.yaml"), (dict(runs=3), "runs=3: ex
          (dict(runs=[dict(methd="mate")]), "unknown parameter 'methd'. Did you mean 'method'"),
          (dict(base=dict(lr="big")), "lr='big': expected number"),
          (dict(base=dict(run_id="x")), "a sweep names its runs itself"),
-         (dict(runs=[dict(method="mat")]), "digits-tiny-mat-s0: unknown method 'mat'"),
+         (dict(runs=[dict(dataset="digits", method="mat")]), "digits-tiny-mat-s0: unknown method 'mat'"),
          (dict(base=dict(method_args=dict(alhpa=1))), "Did you mean 'alpha'"),
          (dict(runs=[dict(method="kd", exits="none")]), "kd needs a teacher"), (BOG, "unknown run 'bog'")]
 

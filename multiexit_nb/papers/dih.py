@@ -82,7 +82,8 @@ def figure_2(found, image: int = 0, temperature: float = 10.):
     logits, label = heads_of(found[0].runs[-1], image)
     p = (logits/temperature).softmax(-1)
     names = [*(f"head {m}" for m in range(1, len(p))), "teacher", "mean"]
-    fig = curves.panels(names, "", f"class (the image is of {label})", f"probability, τ = {temperature:g}")
+    fig = curves.panels(names, "", "class", f"probability, τ = {temperature:g}")
+    fig.update_xaxes(title_text=f"class (the image is of {label})", col=(len(names) + 1)//2)
     for k, (q, c) in enumerate(zip([*p, p.mean(0)], [*exit_colours(len(p)), GREY])):
         fig.add_bar(x=list(range(len(q))), y=q.numpy(), name=names[k], marker_color=c, showlegend=False,
                     row=1, col=k + 1)
