@@ -27,13 +27,13 @@ from .history import last_matrix
 from .methods import Task, create_method, learned_arguments, preset_recipe
 from .models import create_model
 from .parameters import Param, Parameter, parameters_of, read_parameters  # noqa: F401
-from .recipe import Recipe
+from .recipe import Recipe, check_data
 from .plugins import check_plugins, load_plugins
 from .predict import about_images
 from .runs import Run, check_id, data_of
 from .trackers import check_tracker
 from .processes import join
-from .training import Training, check_data, train
+from .training import Training, train
 
 # %% ../nbs/44_experiment.ipynb #setup
 @dataclass(frozen=True)

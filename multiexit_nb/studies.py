@@ -18,12 +18,12 @@ from typing import Annotated, Literal
 import numpy as np
 from fastcore.basics import patch
 
-from .analysis.statistics import holm, paired_p
 from .core import InputError, atomic_write, check_value, exit_code, progress, project_root
 from .core import settings, unknown
 from .experiment import run_experiment
 from .parameters import Param, parameters_of, read_yaml
 from .runs import Run
+from .significance import holm, paired_p
 from .grid import Cell, cells, read_grid
 
 # %% ../nbs/75_studies.ipynb #question

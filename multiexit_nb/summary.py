@@ -10,11 +10,12 @@ __all__ = ['with_interval', 'by_exit', 'in_words', 'OfStudy', 'study_of', 'over_
 from dataclasses import dataclass
 
 from . import studies
-from .analysis.statistics import accuracy_interval, images_tested, number
+from .analysis.statistics import images_tested, number
 from .arms import identity, identity_of
 from .doubts import chance_doubt
 from .published_tables import published_for
 from .runs import Run
+from .significance import accuracy_interval
 from .text import markdown
 
 # %% ../nbs/80_summary.ipynb #with-interval

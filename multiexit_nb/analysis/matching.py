@@ -19,7 +19,7 @@ import torch
 from .. import experiment
 from . import curves
 from .paper import Form, Item, Paper, item_of, papers
-from .statistics import images_tested, one_seed, spread
+from .statistics import images_tested, one_seed
 from ..arms import Identity, finished_runs, identity, identity_of, newest
 from ..core import InputError, Registry, unknown
 from ..methods import run_arguments
@@ -28,6 +28,7 @@ from ..models import create_model, exits_of
 from ..outputs import Outputs
 from ..published_tables import published
 from ..runs import Run
+from ..significance import spread
 
 # %% ../../nbs/72_matching.ipynb #by-identity
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ import numpy as np
 from .. import experiment
 from ..analysis import curves
 from ..analysis.paper import Arm, Form, Paper, declare_figure, declare_table
-from ..analysis.statistics import spread
 from ..arms import teacher_id
 from ..core import check_value
 from ..figures import GREY, exit_colours, figure
 from ..runs import Run
+from ..significance import spread
 
 # %% ../../nbs/papers/dih.ipynb #teaching
 ASSISTANTS = dict(resnet20=["resnet14"], resnet110=["resnet20"], resnet34=["resnet18"])
