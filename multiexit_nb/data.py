@@ -218,7 +218,7 @@ def load_dataset(name: str,                       # digits, cifar100, imagefolde
     return Splits(str(name), *parts, len(names), size, names, side, contents)
 
 # %% ../nbs/14_data.ipynb #plot-samples
-def plot_samples(split: Split, class_names: list[str], rows: int = 3, cols: int = 10, epoch: int | None = 0):
+def plot_samples(split: Split, class_names: list[str], rows: int = 3, cols: int = 8, epoch: int | None = 0):
     "A grid of images as training sees them (`epoch=None`: as they are); plotly Figure."
     from PIL import Image
     x, y = next(split.batches(min(rows*cols, len(split)), epoch=epoch))

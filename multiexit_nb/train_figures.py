@@ -131,11 +131,8 @@ def plot_inner(history, name: str | None = None):
 
 # %% ../nbs/62_train_figures.ipynb #plot-losses
 def plot_losses(history):
-    "Loss terms by epoch: ticks at powers of ten where they span several, and at whole epochs."
+    "Loss terms by epoch, with ticks at whole epochs."
     fig = curves.plot_losses(history)
-    values = [v for t in fig.data for v in t.y]
-    if fig.layout.yaxis.type == "log" and max(values) > 30*min(values):
-        fig.update_yaxes(dtick=1)
     last = int(history.epoch.max()) if len(history) else 1
     fig.update_xaxes(dtick=-(-last//6))
     return fig.update_yaxes(title_text="nats").update_layout(title_text="Loss terms (training)")

@@ -62,7 +62,7 @@ _TERMS = ["rgb(67,97,238)", "rgb(244,162,89)", "rgb(46,160,103)", "rgb(224,96,12
           "rgb(128,128,128)"]
 
 def plot_losses(history):
-    "The training loss terms by epoch, on a logarithmic axis where all are positive."
+    "The training loss terms by epoch: logarithmic if all are positive, with ticks that can be read."
     rows = history[history.metric.str.startswith("loss/")]
     fig = figure("Loss terms on the training batches", "epoch", "loss (nats, sum over exits)")
     several = len(phases_of(rows)) > 1
@@ -71,8 +71,10 @@ def plot_losses(history):
     for i, (name, r) in enumerate(terms):
         fig.add_scatter(x=r.epoch, y=r.value, name=name,
                         line=dict(color=_TERMS[i % 6], dash=DASHES[i % 6]))
-    positive = len(rows) and (rows.value > 0).all()
-    return fig.update_yaxes(type="log", dtick="D2") if positive else fig
+    if not len(rows) or rows.value.min() <= 0:
+        return fig
+    several = rows.value.max() > 30*rows.value.min()
+    return fig.update_yaxes(type="log", dtick=1 if several else "D2")
 
 # %% ../../nbs/51_curves.ipynb #plot-cost
 def plot_cost(cost: list[int],    # of each exit: `net.cost()`
