@@ -25,7 +25,8 @@ def notebooks() -> list[str]:
 def prepare(scratch: str):
     "Once per process: what notebooks write goes to a temporary folder, and one process takes one core."
     os.environ |= dict(MULTIEXIT_RUNS=f"{scratch}/runs", MULTIEXIT_DATASETS=f"{scratch}/datasets",
-                       MULTIEXIT_ROOT=str(ROOT), OMP_NUM_THREADS="1", TQDM_DISABLE="1")
+                       MULTIEXIT_EXAMPLES=str(ROOT/"data"/"examples"), MULTIEXIT_ROOT=str(ROOT),
+                       OMP_NUM_THREADS="1", TQDM_DISABLE="1")
 
 
 def run_notebook(path: str) -> tuple[bool, str]:

@@ -180,7 +180,7 @@ def test_wrong_arguments_are_one_line(argv, line, capsys):
 
 def test_batch_size_must_be_shared_out(monkeypatch):
     monkeypatch.setattr("multiexit_nb.training.rank_and_size", lambda: (0, 3))
-    with pytest.raises(InputError, match="batch_size=128: expected a multiple of the 3 processes"):
+    with pytest.raises(InputError, match="batch_size=64: expected a multiple of the 3 processes"):
         experiment.run_experiment({"run_id": "never"})
 
 
