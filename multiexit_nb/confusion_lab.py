@@ -15,7 +15,8 @@ from .figures import exit_colours
 from .lab_figures import Pictures, figure_view, redraw
 from .runs import Run
 from .text import html
-from .widgets import Lab, RunWithImages, button, demo_run, opened, pick, row, run_picker, save_row
+from .widgets import (
+    Lab, RunWithImages, button, demo_run, pick, row, run_picker, save_row, what_was_read)
 
 # %% ../nbs/66_confusion_lab.ipynb #agreement-words
 def agreement_words(cells: dict, first: str, second: str) -> str:
@@ -64,7 +65,7 @@ class ConfusionLab(Lab):
 
     @property
     def tested(self) -> RunWithImages:
-        return opened(self.runs, self.picker.value)[0]
+        return what_was_read(self.runs, self.picker.value)[0]
 
 # %% ../nbs/66_confusion_lab.ipynb #make-controls
 @patch
@@ -154,7 +155,7 @@ def sides(self: ConfusionLab) -> list:
     "(name, answers, colour) of the exit and of the one beside it."
     second, found = self.second.value or self.picker.value, []
     for r, m in ((self.picker.value, self.exit.value), (second, self.other.value)):
-        tested, answers = opened(self.runs, r)
+        tested, answers = what_was_read(self.runs, r)
         own = f"exit {m} of {r.parameters['method']}" if self.second.value else f"exit {m}"
         found.append((own, answers[m - 1], exit_colours(tested.num_exits)[m - 1]))
     return found

@@ -19,7 +19,8 @@ from .lab_figures import Pictures, figure_view, redraw
 from .runs import Run
 from .text import html
 from .widgets import (
-    Lab, RunWithImages, button, demo_run, figures, opened, pick, row, run_picker, save_row, whole)
+    Lab, RunWithImages, button, demo_run, figures, pick, row, run_picker, save_row,
+    what_was_read, whole)
 
 # %% ../nbs/61_exits_lab.ipynb #exits-run
 class ExitsRun(RunWithImages):
@@ -62,7 +63,7 @@ class ExitsLab(Lab):
 
     @property
     def run(self) -> ExitsRun:
-        return opened(self.runs, self.picker.value)
+        return what_was_read(self.runs, self.picker.value)
 
 # %% ../nbs/61_exits_lab.ipynb #make-controls
 @patch
@@ -156,7 +157,7 @@ def change_criterion(self: ExitsLab):
 @patch
 def shown(self: ExitsLab) -> dict[str, ExitsRun]:
     "The one run or the two, by name."
-    runs = [opened(self.runs, r) for r in (self.picker.value, self.second.value) if r]
+    runs = [what_was_read(self.runs, r) for r in (self.picker.value, self.second.value) if r]
     return {r.name: r for r in runs}
 
 # %% ../nbs/61_exits_lab.ipynb #turn-slider

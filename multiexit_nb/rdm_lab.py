@@ -21,7 +21,8 @@ from .rdm_query import (
 from .runs import Run
 from .text import html
 from .widgets import (
-    Job, Lab, RunWithImages, button, demo_run, opened, pick, row, run_picker, save_row, whole)
+    Job, Lab, RunWithImages, button, demo_run, pick, row, run_picker, save_row,
+    what_was_read, whole)
 
 # %% ../nbs/65_rdm_lab.ipynb #rdmlab
 MOST_IMAGES = 600
@@ -185,7 +186,7 @@ def change_classes(self: RdmLab):
 @patch
 def limit(self: RdmLab, fresh: bool = False):
     "How many images of each of these classes there can be."
-    labels, chosen = opened(self.tested, self.first.value).labels, self.classes.value
+    labels, chosen = what_was_read(self.tested, self.first.value).labels, self.classes.value
     counts = np.bincount(labels, minlength=max(chosen, default=0) + 1)[list(chosen)]
     fewest = int(counts.min()) if chosen else 1
     most = max(1, min(fewest, MOST_IMAGES//max(1, len(chosen))))
@@ -198,7 +199,7 @@ def limit(self: RdmLab, fresh: bool = False):
 @patch
 def query(self: RdmLab) -> RdmQuery:
     "What the widgets say, checked. Raises InputError if it cannot be drawn."
-    chosen, tested = self.classes.value, opened(self.tested, self.first.value)
+    chosen, tested = self.classes.value, what_was_read(self.tested, self.first.value)
     images = len(chosen)*self.per_class.value
     if not chosen:
         raise InputError("no class is chosen: click on some")
@@ -329,7 +330,7 @@ def show_pair(self: RdmLab, points):
     d = next(iter(self.shown.values()))
     if not points.point_inds or d.index.nlevels < 2 or len(self.pictures.data[0].z) != len(d):
         return
-    t = opened(self.tested, self.first.value)
+    t = what_was_read(self.tested, self.first.value)
     where = [int(points.ys[0]), int(points.xs[0])]
     if self.pictures_of is None or self.pictures_of.split is not t.data.test:
         self.pictures_of = Pictures(t.data.test, t.names)

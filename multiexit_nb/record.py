@@ -23,7 +23,7 @@ _ABOUT = dict(parameters=dict, num_classes=int, image_size=int, decided=dict, ep
               plugins=dict, learned=dict, images=dict, contents=dict)
 _RESULT = dict(select=str, selected_epoch=int, last_epoch=int, test=dict, test_last=dict, seconds=float | int)
 SELECTIONS = {
-    "best-val": "the best mean validation accuracy over exits",
+    "best-val": "the best validation accuracy (mean over exits; the last one's, if it alone learns)",
     "last": "the last epoch",
     "best-test": "the best *test* accuracy of the deepest exit, as MATE and EED report it: optimistic"}
 

@@ -73,8 +73,8 @@ def plot_losses(history):
                         line=dict(color=_TERMS[i % 6], dash=DASHES[i % 6]))
     if not len(rows) or rows.value.min() <= 0:
         return fig
-    several = rows.value.max() > 30*rows.value.min()
-    return fig.update_yaxes(type="log", dtick=1 if several else "D2")
+    decades = rows.value.max() > 30*rows.value.min()
+    return fig.update_yaxes(type="log", dtick=1 if decades else "D2")
 
 # %% ../../nbs/51_curves.ipynb #plot-cost
 def plot_cost(cost: list[int],    # of each exit: `net.cost()`
