@@ -134,6 +134,7 @@ def test_a_lab_asks_for_the_file_of_a_run_and_opens_it_then(mine, monkeypatch, l
 def test_the_train_lab_trains_a_method_of_a_file_that_is_named_there(mine):
     from multiexit_nb.train_lab import TrainLab
     lab = TrainLab()
+    lab.setup.dataset.value = "digits"
     lab.setup.epochs.value, lab.setup.images_per_class.value = 1, 14
     lab.plugins.value = "my_method.py"
     assert lab.setup.method.value == "mate" and not lab.line.value.startswith("<b>⚠")
