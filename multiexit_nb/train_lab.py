@@ -141,7 +141,7 @@ class TrainLab(Lab):
         self.setup, self.sessions, self.opening = TrainSetup(), [], False
         self.drawn, self.shown, self.moved, self.lock = 0.0, None, 0, threading.Lock()
         self.bar = W.FloatProgress(0, min=0, max=1, layout=W.Layout(width="110px"))
-        self.status, self.flags, self.doubt = W.HTML().add_class("mx-status"), W.HTML(), W.HTML()
+        self.status, self.flags = W.HTML().add_class("mx-status"), W.HTML()
         self.accuracy = figure_view(height=285, width=600)
         self.losses, self.inner = figure_view(height=200), figure_view(height=200)
         self.make_controls()
@@ -178,7 +178,6 @@ def arrange(self: TrainLab):
     top = [
         row(self.start, self.pause, self.step, self.stop, self.fork, self.new, self.open),
         row(self.bar, self.status),
-        self.doubt,
         row(*self.sliders.values()),
     ]
     parts = [self.accuracy, self.flags, figures(self.losses, self.inner)]
@@ -209,12 +208,7 @@ def connect(self: TrainLab):
     self.on(self.setup.method, self.change_method)
     self.on(self.setup.hyper.choice, self.consider)
 
-# %% ../nbs/63_train_lab.ipynb #doubt-early
-@patch
-def tell_doubt(self: TrainLab, doubt: str):
-    "In a line of its own."
-    self.doubt.value = f"<b>?</b> {html(doubt)}" if doubt else ""
-
+# %% ../nbs/63_train_lab.ipynb #consider
 @patch
 def consider(self: TrainLab):
     "Before a start: the form follows what is chosen, and what would be trained is told."
