@@ -126,8 +126,10 @@ def clicked(self: ConfusionLab, points, call):
 @patch
 def take(self: ConfusionLab):
     "Take one run or two: stored answers and test images; nothing is computed by a network."
-    for r in (self.picker.value, self.second.value):
-        if r and r.id not in self.runs:
+    runs = [r for r in (self.picker.value, self.second.value) if r]
+    self.doubt_files(*runs)
+    for r in runs:
+        if r.id not in self.runs:
             self.runs[r.id] = RunWithImages(r), r.outputs("test").answers.numpy()
     second = self.second.value or self.picker.value
     tested, beside = self.tested, self.runs[second.id][0]

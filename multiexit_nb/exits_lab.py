@@ -115,8 +115,10 @@ def connect(self: ExitsLab):
 @patch
 def take(self: ExitsLab):
     "Take one run or two; the slider stays where it is. Nothing is computed by the network."
-    for r in (self.picker.value, self.second.value):
-        if r and r.id not in self.runs:
+    runs = [r for r in (self.picker.value, self.second.value) if r]
+    self.doubt_files(*runs)
+    for r in runs:
+        if r.id not in self.runs:
             self.runs[r.id] = ExitsRun(r, self.criterion.value)
     run = self.run
     M, N = run.num_exits, len(run.labels)

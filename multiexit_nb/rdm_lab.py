@@ -133,6 +133,7 @@ def take(self: RdmLab):
 def sides(self: RdmLab) -> tuple[list[RunWithImages], InputError | None]:
     "The chosen runs with their images, each read once; the first alone, and why, if they do not fit."
     runs = [r for r in (self.first.value, self.second.value) if r]
+    self.doubt_files(*runs)
     for r in runs:
         if r.id not in self.tested:
             self.tested[r.id] = RunWithImages(r)

@@ -20,7 +20,7 @@ from .folders import is_example
 from .lab_figures import Frame, export_file
 from .methods import _discover, _preset, hyperparameters
 from .parameters import Parameter
-from .plugins import load_plugins
+from .plugins import changed_plugins, load_plugins
 from .runs import Run, damaged_runs, whole_runs, with_examples
 from .text import html, one_line
 
@@ -281,7 +281,7 @@ class Lab(W.VBox):
 
     def __init__(self):
         super().__init__()
-        self.line, self.silent = message(), 0
+        self.line, self.doubt, self.silent = message(), W.HTML(layout=W.Layout(display="none")), 0
         self.waiting, self.drawing = {}, threading.RLock()    # view → what draws it
         self.choose = W.ToggleButtons(description="", tooltip="what is shown").add_class("mx-views")
         own = "Python files of one's own: methods, networks, data sets; several with commas"
@@ -315,9 +315,21 @@ def lay_out(self: Lab, controls: list,   # the column
     self.on(self.choose, self.show_view)
     several = [self.choose]*(len(views) > 1)
     below = [*save, explanation(words), *left_out()]
-    self.stage.children = [*top, self.line, *several, *self.views.values(), *below]
+    self.stage.children = [*top, self.line, self.doubt, *several, *self.views.values(), *below]
     self.children = [W.HBox([self.controls, self.stage]).add_class("mx-body"), Frame()]
     self.show_view()
+
+# %% ../nbs/60_widgets.ipynb #tell-doubt
+@patch
+def tell_doubt(self: Lab, *doubts: str):
+    "In a line each; none takes them away."
+    self.doubt.value = "<br>".join(f"<b>?</b> {html(text)}" for text in doubts if text)
+    self.doubt.layout.display = "" if self.doubt.value else "none"
+
+@patch
+def doubt_files(self: Lab, *runs: Run):
+    "Say which of these runs were made with a file of one's own that has changed since."
+    self.tell_doubt(*(said for r in runs for said in changed_plugins(r.id, r.about.get("plugins", {}))))
 
 # %% ../nbs/60_widgets.ipynb #show-view
 @patch

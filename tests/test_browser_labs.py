@@ -129,7 +129,13 @@ def field(page, text):
     return page.locator(f".widget-text:has-text('{text}') input").first
 
 
+def choose_digits(page):
+    field(page, "data set").fill("digits")
+    page.keyboard.press("Tab")
+
+
 def use_train(page):
+    choose_digits(page)
     start_pause_move_and_stop(page)
     press(page, "New")
     train_to_the_end(page)
@@ -360,6 +366,7 @@ def test_a_figure_follows_its_kernel_from_the_first_change_on(labs, busy):
     book = "train-light.ipynb"
     with notebook(labs, book, "light", *SIZES[0], files=True, slow=6) as (page, errors, elsewhere):
         page.wait_for_selector("button:has-text('Start'):not([disabled])", timeout=120_000)
+        choose_digits(page)
         field(page, "per class").fill("40")
         train_to_the_end(page)
     assert not errors and not elsewhere
