@@ -422,7 +422,8 @@ def test_the_exits_lab_by_its_controls(finished_run):
         assert not lab.line.value
     lab.kind.value = "wrong at the last exit"
     assert lab.rows and not lab.run.leaving.right[-1, lab.rows].any()
-    for lab.choose.value in lab.choose.options:
+    for view in lab.choose.options:
+        lab.choose.value = view
         for criterion in thresholds.CRITERIA:
             lab.criterion.value = criterion
             assert not lab.line.value

@@ -55,8 +55,8 @@ def test_a_lab_opens_with_a_run_made_on_the_spot(kind, monkeypatch):
         for w in (getattr(lab, n, None) for n in ("pictures", "similar", "matrix", "square"))
         if hasattr(w, "layout") and hasattr(w, "data")
     ]
-    for lab.choose.value in lab.choose.options:
-        pass
+    for view in lab.choose.options:
+        lab.choose.value = view
     assert len(figures) == 2 and all(len(f.data) for f in figures)
 
 
