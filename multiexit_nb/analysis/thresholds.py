@@ -131,7 +131,8 @@ def plot_shares(shares: dict):  # name → (M,)
             name=name,
             marker=marker,
             texttemplate="%{y:.0f}" if M <= 6 else None,
-            textangle=0,
+            textposition="outside",
+            cliponaxis=False,
         )
     return fig.update_yaxes(range=[0, 109]).update_xaxes(type="category").update_layout(barmode="group")
 
