@@ -292,8 +292,13 @@ def compute(self: RdmLab, query: RdmQuery, tell):
     asked = (key, tuple(query.runs), query.measure)
     if self.compared != asked:
         self.matrix, self.marks = similarities(query, self.tested, self.found[key], compared)
-        redraw(self.similar, rdm.plot_similarity(self.matrix, query.measure, self.marks))
         self.compared = asked
+        self.when_seen("all exits", self.draw_similar)
+
+@patch
+def draw_similar(self: RdmLab):
+    "How similar the matrices of all exits are."
+    redraw(self.similar, rdm.plot_similarity(self.matrix, self.compared[-1], self.marks))
 
 # %% ../nbs/65_rdm_lab.ipynb #answers
 @patch

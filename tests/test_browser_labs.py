@@ -252,6 +252,9 @@ def use_confusion(page):
     still(page)
     click_cell(page, 0, 3, 3)
     says(page, "Exit 4: 3, rightly recognised")
+    listed(page, "exit").select_option("exit 2")
+    press(page, "two exits")            # it was not drawn since exit 1
+    holds(page, f"{PLOT}[1].querySelector('.x2title, .xtitle').textContent == 'exit 2'")
 
 
 def choose_cells_by_keyboard(page):

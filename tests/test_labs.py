@@ -422,9 +422,11 @@ def test_the_exits_lab_by_its_controls(finished_run):
         assert not lab.line.value
     lab.kind.value = "wrong at the last exit"
     assert lab.rows and not lab.run.leaving.right[-1, lab.rows].any()
-    for criterion in thresholds.CRITERIA:
-        lab.criterion.value = criterion
-        assert not lab.line.value
+    for view in lab.choose.options:
+        lab.choose.value = view
+        for criterion in thresholds.CRITERIA:
+            lab.criterion.value = criterion
+            assert not lab.line.value
     assert "data:image/png" in lab.strips.value and lab.near.value.count("<img") == 8
 
 
@@ -469,6 +471,17 @@ def test_the_exits_lab_draws_the_true_class_of_every_image(finished_run):
         assert (
             all(f"✓ {truth}" in t["x"] for t in state["_widget_data"]) and f"{number} of" in lab.picture.value
         )
+
+
+def test_an_image_leaves_where_the_slider_says_also_when_it_is_opened_later(finished_run):
+    "The slider was moved while another view was shown."
+    lab = exits_lab.ExitsLab()
+    lab.choose.value = "one image"
+    for threshold, exit in ((0.0, 1), (1.0, lab.run.leaving.num_exits)):
+        lab.choose.value = "cost and accuracy"
+        lab.slider.value = threshold
+        lab.choose.value = "one image"
+        assert f"exit {exit} says" in lab.picture.value
 
 
 def test_a_second_run_stands_on_the_same_axes(tiny_run):
