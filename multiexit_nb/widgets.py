@@ -289,6 +289,7 @@ class Lab(W.VBox):
     def __init__(self):
         super().__init__()
         self.line, self.doubt, self.silent = message(), W.HTML(layout=W.Layout(display="none")), 0
+        self.waiting, self.drawing = {}, threading.RLock()    # view → what draws it
         self.choose = W.ToggleButtons(description="", tooltip="what is shown").add_class("mx-views")
         own = "Python files of one's own: methods, networks, data sets; several with commas"
         self.plugins = W.Text(placeholder="my_method.py", description="plugins", tooltip=own,
@@ -340,9 +341,10 @@ def doubt_files(self: Lab, *runs: Run):
 # %% ../nbs/60_widgets.ipynb #show-view
 @patch
 def show_view(self: Lab):
-    "Only the chosen view."
+    "Only the chosen view, drawn if it was not yet."
     for name, view in self.views.items():
         view.layout.display = "" if name == self.choose.value else "none"
+    self.draw_seen()
 
 @patch
 def on(self: Lab, widget, call):
@@ -355,6 +357,21 @@ def on(self: Lab, widget, call):
         widget.on_click(happened)
     else:
         widget.observe(happened, "value")
+
+# %% ../nbs/60_widgets.ipynb #when-seen
+@patch
+def when_seen(self: Lab, view: str, draw):
+    "Call `draw` now if this view is shown, else when it is chosen; what waited for it before is forgotten."
+    self.waiting[view] = draw
+    self.draw_seen()
+
+@patch
+def draw_seen(self: Lab):
+    "Draw what waits for the view that is shown."
+    with self.drawing:
+        draw = self.waiting.pop(self.choose.value, None)
+        if draw:
+            draw()
 
 # %% ../nbs/60_widgets.ipynb #take-plugins
 @patch
