@@ -126,8 +126,10 @@ def clicked(self: ConfusionLab, points, call):
 @patch
 def take(self: ConfusionLab):
     "Take one run or two: stored answers and test images; nothing is computed by a network."
-    for r in (self.picker.value, self.second.value):
-        if r and r.id not in self.runs:
+    runs = [r for r in (self.picker.value, self.second.value) if r]
+    self.doubt_files(*runs)
+    for r in runs:
+        if r.id not in self.runs:
             self.runs[r.id] = RunWithImages(r), r.outputs("test").answers.numpy()
     second = self.second.value or self.picker.value
     tested, beside = self.tested, self.runs[second.id][0]
@@ -163,20 +165,34 @@ def sides(self: ConfusionLab) -> list:
 # %% ../nbs/66_confusion_lab.ipynb #turn
 @patch
 def turn(self: ConfusionLab):
-    "The two figures, and lists of the cells."
-    (name, answered, colour), (other, beside, second) = self.sides()
+    "Count anew: for the figure that is shown, for the one that is not, and for the lists of the cells."
+    (_, answered, _), (_, beside, _) = self.sides()
     labels, names = self.tested.labels, self.tested.names
     counts = agreement.confusion(answered, labels, len(names), names=names)
     self.parts = agreement.groups(counts, MOST_CLASSES, self.grouping.value)
     self.table = agreement.grouped(counts, self.parts, self.unit.value != "images")
+    self.cells = agreement.agreement(answered, beside, labels)
+    self.when_seen("mistakes", self.draw_matrix)
+    self.when_seen("two exits", self.draw_square)
+    self.list_cells(agreement.grouped(counts, self.parts))
+
+# %% ../nbs/66_confusion_lab.ipynb #draw-figures
+@patch
+def draw_matrix(self: ConfusionLab):
+    "What the exit takes for what."
+    name, _, colour = self.sides()[0]
     title = f"{name.capitalize()}: what it takes for what"
     most, hidden = self.full_colour(), self.mistakes.value
     redraw(self.matrix, agreement.plot_confusion(self.table, title, colour, hidden, most=most))
-    self.cells = agreement.agreement(answered, beside, labels)
+
+@patch
+def draw_square(self: ConfusionLab):
+    "About what the two are right."
+    (name, _, colour), (other, _, second) = self.sides()
     redraw(self.square, agreement.plot_agreement(self.cells, name, other, [colour, second]))
     self.sentence.value = agreement_words(self.cells, name, other)
-    self.list_cells(agreement.grouped(counts, self.parts))
 
+# %% ../nbs/66_confusion_lab.ipynb #kept
 @patch
 def kept(self: ConfusionLab):
     "The table to be kept with the figure."

@@ -19,7 +19,7 @@ from .lab_figures import Pictures, figure_view, redraw
 from .runs import Run
 from .text import html
 from .widgets import (
-    Lab, RunWithImages, button, demo_run, figures, pick, row, run_picker, save_row,
+    Lab, RunWithImages, button, demo_run, figures, pick, row, run_name, run_picker, save_row,
     what_was_read, whole)
 
 # %% ../nbs/61_exits_lab.ipynb #exits-run
@@ -35,7 +35,7 @@ class ExitsRun(RunWithImages):
         cost = run.model().cost(earlier_heads=True)  # a network that really stops runs the heads before it
         self.leaving = Leaving(run.outputs("test"), cost, val, criterion)
         self.pictures = Pictures(self.data.test, self.names)
-        self.name = f"{run.parameters['method']}, {run.id[9:15]}"
+        self.name = run_name(run)
 
 # %% ../nbs/61_exits_lab.ipynb #exitslab
 _WORDS = """An image leaves at the first exit that is at least as sure as the slider says. <b>threshold</b> is
@@ -107,7 +107,7 @@ def connect(self: ExitsLab):
     self.on(self.criterion, self.change_criterion)
     self.on(self.kind, self.list_images)
     for w in (self.at, self.near_exit):
-        self.on(w, lambda: self.show_one())
+        self.on(w, lambda: self.when_seen("one image", self.show_one))
     self.on(self.back, lambda: self.page(-1))
     self.on(self.next, lambda: self.page(1))
 
@@ -115,8 +115,10 @@ def connect(self: ExitsLab):
 @patch
 def take(self: ExitsLab):
     "Take one run or two; the slider stays where it is. Nothing is computed by the network."
-    for r in (self.picker.value, self.second.value):
-        if r and r.id not in self.runs:
+    runs = [r for r in (self.picker.value, self.second.value) if r]
+    self.doubt_files(*runs)
+    for r in runs:
+        if r.id not in self.runs:
             self.runs[r.id] = ExitsRun(r, self.criterion.value)
     run = self.run
     M, N = run.num_exits, len(run.labels)
@@ -124,7 +126,7 @@ def take(self: ExitsLab):
     self.fill(self.near_exit, [(f"exit {m}", m) for m in range(1, M + 1)], M)
     self.sample = torch.randperm(N, generator=torch.Generator().manual_seed(0))[:240]
     run.pictures.load(self.sample.tolist())
-    redraw(self.thinking, leaving.plot_overthinking(leaving.overthinking(run.leaving.outputs)))
+    self.when_seen("overthinking", self.draw_thinking)
     if self.mode.value == "budget" and run.leaving.val is None:
         with self.quietly():
             self.mode.value = "threshold"
@@ -167,15 +169,26 @@ def turn(self: ExitsLab):
     runs, x = {n: r.leaving for n, r in self.shown().items()}, self.slider.value
     budget = self.mode.value == "budget"
     self.now = {n: r.at(r.thresholds(x) if budget and r.val is not None else x) for n, r in runs.items()}
+    self.when_seen("cost and accuracy", self.draw_costs)
+    if self.kind.value.startswith("leaves at"):
+        self.list_images()
+    else:
+        self.when_seen("one image", self.show_one)
+
+# %% ../nbs/61_exits_lab.ipynb #draw-costs
+@patch
+def draw_costs(self: ExitsLab):
+    "How many leave where, at what cost, and some of them."
+    runs = {n: r.leaving for n, r in self.shown().items()}
     redraw(self.shares, thresholds.plot_shares({n: now["shares"] for n, now in self.now.items()}))
     redraw(self.tradeoff, thresholds.plot_tradeoff(runs, self.now))
     self.summary.value = "<br>".join(self.in_words(n) for n in runs)
-    exits = self.now[self.run.name]["exits"]
-    self.strips.value = self.strip_of(exits)
-    if self.kind.value.startswith("leaves at"):
-        self.list_images()
-    elif self.choose.value == "one image":
-        self.show_one()
+    self.strips.value = self.strip_of(self.now[self.run.name]["exits"])
+
+@patch
+def draw_thinking(self: ExitsLab):
+    "What is right early and wrong late."
+    redraw(self.thinking, leaving.plot_overthinking(leaving.overthinking(self.run.leaving.outputs)))
 
 # %% ../nbs/61_exits_lab.ipynb #in-words
 @patch
@@ -219,7 +232,7 @@ def list_images(self: ExitsLab):
     with self.quietly():
         self.at.max = max(1, len(self.rows))
         self.at.value = 1
-    self.show_one()
+    self.when_seen("one image", self.show_one)
 
 @patch
 def page(self: ExitsLab, by: int):

@@ -133,6 +133,7 @@ def take(self: RdmLab):
 def sides(self: RdmLab) -> tuple[list[RunWithImages], InputError | None]:
     "The chosen runs with their images, each read once; the first alone, and why, if they do not fit."
     runs = [r for r in (self.first.value, self.second.value) if r]
+    self.doubt_files(*runs)
     for r in runs:
         if r.id not in self.tested:
             self.tested[r.id] = RunWithImages(r)
@@ -291,8 +292,13 @@ def compute(self: RdmLab, query: RdmQuery, tell):
     asked = (key, tuple(query.runs), query.measure)
     if self.compared != asked:
         self.matrix, self.marks = similarities(query, self.tested, self.found[key], compared)
-        redraw(self.similar, rdm.plot_similarity(self.matrix, query.measure, self.marks))
         self.compared = asked
+        self.when_seen("all exits", self.draw_similar)
+
+@patch
+def draw_similar(self: RdmLab):
+    "How similar the matrices of all exits are."
+    redraw(self.similar, rdm.plot_similarity(self.matrix, self.compared[-1], self.marks))
 
 # %% ../nbs/65_rdm_lab.ipynb #answers
 @patch

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from lab_page import CHROMIUM, PLOT, holds, listed, notebook, press, says, still
+from lab_page import CHROMIUM, DRAWN, PLOT, STILL, holds, listed, notebook, press, says, still, voila
 from tiny import make_run
 
 LABS = Path(__file__).resolve().parent.parent/"nbs"/"labs"
@@ -129,7 +129,13 @@ def field(page, text):
     return page.locator(f".widget-text:has-text('{text}') input").first
 
 
+def choose_digits(page):
+    field(page, "data set").fill("digits")
+    page.keyboard.press("Tab")
+
+
 def use_train(page):
+    choose_digits(page)
     start_pause_move_and_stop(page)
     press(page, "New")
     train_to_the_end(page)
@@ -246,6 +252,9 @@ def use_confusion(page):
     still(page)
     click_cell(page, 0, 3, 3)
     says(page, "Exit 4: 3, rightly recognised")
+    listed(page, "exit").select_option("exit 2")
+    press(page, "two exits")            # it was not drawn since exit 1
+    holds(page, f"{PLOT}[1].querySelector('.x2title, .xtitle').textContent == 'exit 2'")
 
 
 def choose_cells_by_keyboard(page):
@@ -328,6 +337,23 @@ def says_that_its_kernel_has_ended(page):
     says(page, "run the cell again (Shift + Enter)")
 
 
+# ---- in voila ----
+
+@pytest.mark.parametrize("name", ["train", "exits"])      # the two that are tallest
+def test_voila_shows_prose_and_lab_on_one_screen(labs, name):
+    top = "document.querySelector('h1').getBoundingClientRect().top"
+    bottom = "document.querySelector('.mx-lab').getBoundingClientRect().bottom"
+    with voila(labs, f"{name}-light.ipynb") as (page, errors):
+        holds(page, DRAWN)
+        for width, height in SIZES:
+            page.set_viewport_size(dict(width=width, height=height))
+            page.evaluate(STILL)
+            box = page.evaluate(BOX)
+            assert page.evaluate(top) >= 0 and page.evaluate(bottom) <= height
+            assert box["wide"] <= 0 and not box["out"] and not box["clipped"], box
+    assert not errors
+
+
 # ---- on a busy machine ----
 
 @pytest.fixture
@@ -357,6 +383,7 @@ def test_a_figure_follows_its_kernel_from_the_first_change_on(labs, busy):
     book = "train-light.ipynb"
     with notebook(labs, book, "light", *SIZES[0], files=True, slow=6) as (page, errors, elsewhere):
         page.wait_for_selector("button:has-text('Start'):not([disabled])", timeout=120_000)
+        choose_digits(page)
         field(page, "per class").fill("40")
         train_to_the_end(page)
     assert not errors and not elsewhere

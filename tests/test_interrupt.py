@@ -97,6 +97,7 @@ def test_a_lab_that_is_closed_while_it_trains_loses_nothing(lab_server, tmp_path
         return len(Run(found[0].parent).history.epoch.unique()) if found else 0
     with notebook(place, "train-light.ipynb") as (page, errors, elsewhere):
         page.wait_for_selector("button:has-text('Start'):not([disabled])", timeout=120_000)
+        page.locator(".widget-text:has-text('data set') input").fill("digits")
         page.locator(".widget-text:has-text('epochs') input").first.fill("60")
         page.locator(".widget-text:has-text('per class') input").fill("80")
         page.keyboard.press("Tab")

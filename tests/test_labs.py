@@ -4,6 +4,7 @@ import json
 import time
 from types import SimpleNamespace
 
+import ipywidgets as W
 import layouts
 import pytest
 import torch
@@ -11,7 +12,7 @@ from lab_page import CHROMIUM, until
 from project import ROOT
 from tiny import TINY
 
-from multiexit_nb import exits_lab, lab_figures, steer, train_figures, train_lab, widgets
+from multiexit_nb import exits_lab, experiment, lab_figures, steer, train_figures, train_lab, widgets
 from multiexit_nb.analysis import curves, thresholds
 from multiexit_nb.core import InputError
 from multiexit_nb.figures import figure
@@ -188,8 +189,14 @@ def test_both_branches_of_a_fork_go_on_alike():
     assert late(s, "lr") == late(other, "lr") and other.run.finished
 
 
+def on_digits(lab):
+    "The lab `train` with the smallest data set chosen: an epoch takes a fraction of a second."
+    lab.setup.dataset.value = "digits"
+    return lab
+
+
 def test_the_train_lab_by_its_buttons():
-    lab = train_lab.TrainLab()
+    lab = on_digits(train_lab.TrainLab())
     lab.setup.epochs.value, lab.setup.batch_size.value, lab.setup.images_per_class.value = 4, 128, 60
     assert (
         lab.pause.disabled
@@ -226,7 +233,7 @@ def test_the_train_lab_by_its_buttons():
 def test_what_is_moved_is_told_with_the_next_step(monkeypatch):
     "However short the time since the figures were drawn."
     monkeypatch.setattr(train_lab, "time", SimpleNamespace(monotonic=lambda: 0.0))
-    lab = train_lab.TrainLab()
+    lab = on_digits(train_lab.TrainLab())
     lab.setup.epochs.value, lab.setup.images_per_class.value = 500, 14
     lab.start.click()
     until(lambda: lab.sessions and lab.session.epoch)
@@ -249,7 +256,7 @@ def test_ticks_of_the_losses_can_be_read(finished_run):
 
 
 def test_what_was_trained_is_opened_in_exits_and_a_finished_run_stands_behind(finished_run):
-    lab = train_lab.TrainLab()
+    lab = on_digits(train_lab.TrainLab())
     assert lab.open.disabled and "no training is through" in lab.open.tooltip
     lab.setup.epochs.value, lab.setup.images_per_class.value = 1, 14
     lab.beside.value = lab.beside.options[1][1]
@@ -281,6 +288,53 @@ def test_points_within_an_epoch():
         and "left" in lab.status.value
     )
     session.leave()
+
+
+def test_the_train_labs_form_begins_as_the_notebook_train_and_starts_what_it_shows(monkeypatch):
+    lab, begun = train_lab.TrainLab(), []
+    p = experiment.prepare({}, set()).parameters
+    shown = [n for n, q in experiment.PARAMETERS.items() if isinstance(vars(lab.setup).get(n), W.DOMWidget)]
+    assert {"dataset", "batch_size", "epochs", "lr"} <= {*shown}
+    assert {n: vars(lab.setup)[n].value for n in shown} == {n: p[n] for n in shown}
+    assert "width 8" in lab.status.value and "schedule cosine" in lab.status.value
+    monkeypatch.setattr(lab, "begin", lambda words, make, one: begun.append(make))
+    monkeypatch.setattr(train_lab, "Session", lambda p, tell: experiment.prepare(p, set(p)).parameters)
+    lab.start.click()
+    assert begun[0]() == p
+
+
+def test_what_was_not_touched_in_the_train_labs_form_follows_data_set_network_and_preset():
+    lab = train_lab.TrainLab()
+    s = lab.setup
+    s.lr.value = 0.3
+
+    def now():
+        return s.epochs.value, s.batch_size.value, s.lr.value
+
+    def agrees():
+        p = experiment.settled(s.parameters)
+        return now() == (p["epochs"], p["batch_size"], p["lr"])
+
+    assert now() == (30, 64, 0.3) and agrees()
+    s.dataset.value = "digits"
+    assert now() == (30, 128, 0.3) and agrees()
+    s.method.value = "eed"
+    s.hyper.choice.value = "paper"  # it means a schedule
+    assert now() == (200, 128, 0.3) and agrees()
+    s.dataset.value = "digit_pears"
+    assert "Did you mean &#x27;digit_pairs&#x27;" in lab.line.value and now() == (200, 128, 0.3)
+    s.hyper.choice.value = "default"
+    assert "digit_pears" in lab.line.value
+    s.dataset.value = "digit_pairs"
+    assert now() == (30, 64, 0.3) and not lab.line.value and s.own == {"lr": 0.3}
+
+
+def test_files_of_ones_own_leave_the_train_labs_form_as_it_is(tmp_path):
+    lab = train_lab.TrainLab()
+    lab.setup.hyper.fields["alpha"].value = "1.5"
+    (tmp_path/"nothing.py").write_text("")
+    lab.plugins.value = str(tmp_path/"nothing.py")
+    assert "known here now" in lab.line.value and lab.setup.method_parameters["method_args"] == {"alpha": 1.5}
 
 
 def test_every_button_that_is_grey_says_why():
@@ -368,9 +422,11 @@ def test_the_exits_lab_by_its_controls(finished_run):
         assert not lab.line.value
     lab.kind.value = "wrong at the last exit"
     assert lab.rows and not lab.run.leaving.right[-1, lab.rows].any()
-    for criterion in thresholds.CRITERIA:
-        lab.criterion.value = criterion
-        assert not lab.line.value
+    for view in lab.choose.options:
+        lab.choose.value = view
+        for criterion in thresholds.CRITERIA:
+            lab.criterion.value = criterion
+            assert not lab.line.value
     assert "data:image/png" in lab.strips.value and lab.near.value.count("<img") == 8
 
 
@@ -415,6 +471,17 @@ def test_the_exits_lab_draws_the_true_class_of_every_image(finished_run):
         assert (
             all(f"✓ {truth}" in t["x"] for t in state["_widget_data"]) and f"{number} of" in lab.picture.value
         )
+
+
+def test_an_image_leaves_where_the_slider_says_also_when_it_is_opened_later(finished_run):
+    "The slider was moved while another view was shown."
+    lab = exits_lab.ExitsLab()
+    lab.choose.value = "one image"
+    for threshold, exit in ((0.0, 1), (1.0, lab.run.leaving.num_exits)):
+        lab.choose.value = "cost and accuracy"
+        lab.slider.value = threshold
+        lab.choose.value = "one image"
+        assert f"exit {exit} says" in lab.picture.value
 
 
 def test_a_second_run_stands_on_the_same_axes(tiny_run):
@@ -462,9 +529,9 @@ def test_no_page_of_a_lab_speaks_of_a_cell_that_voila_hides():
 
 
 def test_a_training_of_few_steps_is_doubted_before_it_is_started_and_when_it_is():
-    lab = train_lab.TrainLab()
+    lab = on_digits(train_lab.TrainLab())
     assert lab.doubt.value == ""
-    lab.setup.epochs.value, lab.setup.images_per_class.value = 2, 14
+    lab.setup.batch_size.value, lab.setup.epochs.value, lab.setup.images_per_class.value = 64, 2, 14
     assert "Only 4 steps in all" in lab.doubt.value
     lab.setup.images_per_class.value = 0      # how many images there are is not known yet
     assert lab.doubt.value == ""

@@ -55,6 +55,8 @@ def test_a_lab_opens_with_a_run_made_on_the_spot(kind, monkeypatch):
         for w in (getattr(lab, n, None) for n in ("pictures", "similar", "matrix", "square"))
         if hasattr(w, "layout") and hasattr(w, "data")
     ]
+    for view in lab.choose.options:
+        lab.choose.value = view
     assert len(figures) == 2 and all(len(f.data) for f in figures)
 
 
@@ -272,7 +274,39 @@ def test_the_confusion_lab_shows_the_images_of_a_cell(runs):
     for _ in range(100):
         lab.next.click()
     assert lab.next.disabled and f"to {len(lab.rows)} shown" in lab.where.value
+    lab.choose.value = "two exits"
     assert "is right about" in lab.sentence.value
+
+
+def test_a_view_that_was_hidden_shows_what_is_chosen_by_now(runs):
+    "Nothing is drawn that cannot be seen, and nothing old is seen."
+    lab, figures = confusion_lab.ConfusionLab(), ["matrix", "square"]
+    titles = {n: [] for n in figures}
+    for n in figures:
+        getattr(lab, n).layout.on_change(lambda layout, *new, n=n: titles[n].append(1), "title", "xaxis")
+    lab.exit.value = 2
+    assert titles["matrix"] and not titles["square"]
+    lab.exit.value = 3
+    lab.choose.value = "two exits"
+    assert lab.square.layout.xaxis.title.text == "exit 3" and "Exit 3" in lab.sentence.value
+    drawn = len(titles["matrix"])
+    lab.exit.value, lab.other.value = 1, 2
+    assert (lab.square.layout.xaxis.title.text, lab.square.layout.yaxis.title.text) == ("exit 1", "exit 2")
+    assert len(titles["matrix"]) == drawn
+    lab.choose.value = "mistakes"
+    assert lab.matrix.layout.title.text.startswith("Exit 1")
+
+
+def test_all_exits_are_compared_as_they_are_by_now(small):
+    "The matrix of similarities is drawn when it is looked at, also where it was computed before."
+    assert not small.similar.data
+    small.measure.value = "cosine"
+    settled(small)
+    small.choose.value = "all exits"
+    assert "(cosine)" in small.similar.layout.title.text and len(small.similar.data[0].z) == 8
+    small.measure.value = "spearman"
+    settled(small)
+    assert "(spearman)" in small.similar.layout.title.text
 
 
 def test_clicks_reach_their_cells(runs):

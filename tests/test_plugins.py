@@ -114,7 +114,7 @@ def test_a_run_never_runs_a_file_by_itself_and_notices_a_changed_one(mine, monke
 @pytest.mark.parametrize("lab", ["exits_lab.ExitsLab", "rdm_lab.RdmLab", "confusion_lab.ConfusionLab",
                                  "weights_lab.WeightsLab", "curves_lab.CurvesLab"])
 def test_a_lab_asks_for_the_file_of_a_run_and_opens_it_then(mine, monkeypatch, lab):
-    "Only a person names a file; before that nothing of the run is shown, and nothing breaks."
+    "Only a person names a file; before that nothing of the run is shown. One that has changed is doubted."
     p = P | dict(plugins="my_method.py", run_id="own")
     run_experiment(p, set(p), bar=False).release()
     monkeypatch.setattr(plugins, "_ran", {})
@@ -127,13 +127,20 @@ def test_a_lab_asks_for_the_file_of_a_run_and_opens_it_then(mine, monkeypatch, l
     assert histories or "was made with my_method.py" in opened.line.value
     opened.plugins.value = "my_method.py"
     assert "next_exit" in list_methods() and "my_method.py: what it registers" in opened.line.value
+    assert not opened.doubt.value
     opened.plugins.value = "gone.py"
     assert "no Python file gone.py" in opened.line.value
+    with open("my_method.py", "a") as f:
+        f.write("\n# another thought\n")
+    opened.plugins.value = "my_method.py"
+    said = "my_method.py has changed since run own was made with it"
+    assert histories or said in opened.doubt.value and opened.doubt.layout.display == ""
 
 
 def test_the_train_lab_trains_a_method_of_a_file_that_is_named_there(mine):
     from multiexit_nb.train_lab import TrainLab
     lab = TrainLab()
+    lab.setup.dataset.value = "digits"
     lab.setup.epochs.value, lab.setup.images_per_class.value = 1, 14
     lab.plugins.value = "my_method.py"
     assert lab.setup.method.value == "mate" and not lab.line.value.startswith("<b>⚠")

@@ -9,6 +9,7 @@ __all__ = ['DASHES', 'exit_curves', 'scored_split', 'plot_accuracy', 'plot_losse
 
 # %% ../../nbs/51_curves.ipynb #c02
 import re
+from functools import lru_cache
 
 import numpy as np
 
@@ -20,7 +21,7 @@ def exit_curves(history, metric: str, split: str = "val", phase: str | None = No
     "A per-exit metric as a table: one row per epoch of a phase, one column per exit."
     rows = of_phase(history, phase)
     rows = rows[(rows.metric == metric) & (rows.split == split) & rows.exit.notna()]
-    return rows.pivot_table(index="epoch", columns="exit", values="value", aggfunc="last")
+    return rows.groupby(["epoch", "exit"]).value.last().dropna().unstack()
 
 # %% ../../nbs/51_curves.ipynb #scored-split
 def scored_split(history) -> str:
@@ -200,11 +201,11 @@ def place(panel: int, cols: int) -> dict:
     return dict(row=panel//cols + 1, col=panel % cols + 1)
 
 # %% ../../nbs/51_curves.ipynb #panels
-def panels(titles, title: str, x: str, y: str, rows: int = 1, height: int | None = None, shared: bool = True):
-    "An empty figure with a panel per title, in the workbench's look."
+@lru_cache(64)
+def _empty_panels(titles: tuple, title: str, x: str, y: str, rows: int, height: int | None, shared: bool):
+    "The figure that `panels` gives copies of."
     from plotly.subplots import make_subplots
     cols = -(-len(titles)//rows)
-    titles = [t.replace(" (", "<br>(") for t in titles]      # long names on two lines
     fig = make_subplots(rows, cols, subplot_titles=titles if len(titles) > 1 else None, shared_yaxes=shared,
                         vertical_spacing=.16/rows**.5, horizontal_spacing=.05 if shared else .09)
     height = height or (380 if rows == 1 else 270*rows + 60)
@@ -212,6 +213,12 @@ def panels(titles, title: str, x: str, y: str, rows: int = 1, height: int | None
                       width=max(760, min(900, 300*cols + 120)), margin_t=75)
     fig.update_xaxes(title_text=x, row=rows)
     return fig.update_yaxes(title_text=y, col=1)
+
+def panels(titles, title: str, x: str, y: str, rows: int = 1, height: int | None = None, shared: bool = True):
+    "An empty figure with a panel per title, in the workbench's look."
+    import plotly.graph_objects as go
+    titles = tuple(t.replace(" (", "<br>(") for t in titles) if len(titles) > 1 else ("",)   # on two lines
+    return go.Figure(_empty_panels(titles, title, x, y, rows, height, shared))
 
 # %% ../../nbs/51_curves.ipynb #panels-class
 def look(i: int, count: int, size: int = 7) -> dict:

@@ -152,11 +152,14 @@ def class_means(x, y, distance: str) -> np.ndarray:   # (K, K)
 # %% ../../nbs/54_rdm.ipynb #blocks
 def blocks(d) -> dict:   # an RDM by images
     "Mean dissimilarity within a class and between classes, and their difference."
-    c = d.index.get_level_values("class").to_numpy()
-    same, off = c[:, None] == c, ~np.eye(len(c), dtype=bool)
-    cells = dict(within=d.values[same & off], between=d.values[~same])
-    means = {name: float(v.mean()) if v.size else float("nan") for name, v in cells.items()}
-    return means | dict(contrast=means["between"] - means["within"])
+    at = d.index.get_level_values("class").factorize()[0]
+    member = np.eye(at.max() + 1)[at]                      # (N, K)
+    sums, n = member.T @ d.values @ member, member.sum(0)
+    within, pairs = sums.trace() - d.values.trace(), float(n @ n) - len(d)
+    others = float(len(d)**2 - n @ n)
+    means = dict(within=within/pairs if pairs else float("nan"),
+                 between=(sums.sum() - sums.trace())/others if others else float("nan"))
+    return {k: float(v) for k, v in means.items()} | dict(contrast=float(means["between"] - means["within"]))
 
 # %% ../../nbs/54_rdm.ipynb #order-of
 ORDERS = ("by class", "by similarity")
@@ -207,12 +210,12 @@ def class_ticks(d, k: int = 1, most: int = 14) -> dict:   # k: of `pooled`
     return dict(tickvals=places, ticktext=[str(t)[:12] for t in text[::every]])
 
 # %% ../../nbs/54_rdm.ipynb #colour-bar
-def colour_bar(rdms: list,      # that share it
+def colour_bar(shown: list,     # of `pooled`, those that share it
                x: float,        # its place, as a share of the figure's width
                share: float     # its length, as a share of the figure's height
               ) -> tuple[float, int, dict]:
     "The step of the bytes that are sent, how many there are, and the bar beside a column's uppermost panel."
-    top = max(float(np.percentile(pooled(d.values)[0], 99.5)) for d in rdms)
+    top = max(float(np.percentile(z, 99.5)) for z in shown)
     step = step_of(top)
     steps = max(1, int(np.ceil(top/step)))
     ticks = list(range(0, steps + 1, max(1, round(steps/40)*10)))
@@ -228,37 +231,48 @@ def plot_rdm(panels: dict,           # title → RDM, in one order
              colours=None,           # of the frames: the exits'
              rows: int = 1, size: int = 330):   # size of a panel in pixels
     "RDMs side by side: dark is alike. One colour scale for the panels of a column."
-    from plotly.subplots import make_subplots
-    rdms = list(panels.values())
-    cols = -(-len(rdms)//rows)
+    import plotly.graph_objects as go
+    cols, small = -(-len(panels)//rows), [pooled(d.values) for d in panels.values()]
     wide, high = cols*size + (cols - 1)*_GAP, rows*size + (rows - 1)*_BETWEEN
-    fig = make_subplots(rows, cols, subplot_titles=list(panels), horizontal_spacing=_GAP/wide,
-                        vertical_spacing=_BETWEEN/high)
-    bars = [colour_bar(rdms[col::cols], (col*(size + _GAP) + size + 8)/wide, size/high)
+    bars = [colour_bar([z for z, _ in small[col::cols]], (col*(size + _GAP) + size + 8)/wide, size/high)
             for col in range(cols)]
-    for i, d in enumerate(rdms):
-        at = dict(row=i//cols + 1, col=i % cols + 1)
-        _add_rdm(fig, d, bars[i % cols], colours[i] if colours else GREY, rows, at)
-    fig.update_annotations(font_size=13)
-    return fig.update_layout(template=template(), width=wide + 150, height=high + 150,
-                             margin=dict(l=80, r=70, t=80, b=70),
-                             title_text=f"Dissimilarity ({distance}): dark is alike")
+    heats, notes = [], []
+    layout = dict(template=template(), width=wide + 150, height=high + 150, annotations=notes,
+                  margin=dict(l=80, r=70, t=80, b=70),
+                  title=dict(text=f"Dissimilarity ({distance}): dark is alike"))
+    for i, (title, d) in enumerate(panels.items()):
+        row, col = divmod(i, cols)
+        left, top = col*(size + _GAP)/wide, 1 - row*(size + _BETWEEN)/high
+        place = dict(x=[left, min(1, left + size/wide)], y=[max(0, top - size/high), top])
+        heats.append(_heat(small[i][0], bars[col], i + 1, row == 0))
+        notes.append(_title(title, place))
+        names = class_ticks(d, small[i][1])
+        layout |= _axes(place, colours[i] if colours else GREY, i + 1,
+                        names if row == rows - 1 else NO_TICKS, names if col == 0 else NO_TICKS)
+    return go.Figure(heats, layout)
 
 # %% ../../nbs/54_rdm.ipynb #add-rdm
-def _add_rdm(fig, d, scale: tuple,    # of `colour_bar`
-             colour: str, rows: int, at: dict):
-    "One RDM in its panel, with a frame in this colour."
+def _heat(z, scale: tuple,    # of `pooled` and of `colour_bar`
+          panel: int, told: bool) -> dict:
+    "The cells of a panel, counted from 1."
     step, steps, bar = scale
-    z, k = pooled(d.values)
-    fig.add_heatmap(z=(z/step).round().clip(0, 255).astype(np.uint8), colorscale="Viridis", zmin=0,
-                    zmax=steps, showscale=at["row"] == 1, colorbar=bar,
-                    hovertemplate=f"%{{z}} × {step:g}<extra></extra>", **at)
-    frame = dict(showline=True, mirror=True, linewidth=3, linecolor=colour, showgrid=False, zeroline=False)
-    ticks = class_ticks(d, k)
-    square = dict(scaleanchor=fig.data[-1].xaxis, constrain="domain", constraintoward="middle")
-    fig.update_xaxes(**(ticks if at["row"] == rows else NO_TICKS), tickangle=-60, constrain="domain", **frame,
-                     **at)
-    fig.update_yaxes(**(ticks if at["col"] == 1 else NO_TICKS), autorange="reversed", **square, **frame, **at)
+    return dict(type="heatmap", z=(z/step).round().clip(0, 255).astype(np.uint8), colorscale="Viridis",
+                zmin=0, zmax=steps, showscale=told, colorbar=bar, xaxis=f"x{panel}", yaxis=f"y{panel}",
+                hovertemplate=f"%{{z}} × {step:g}<extra></extra>")
+
+def _title(text: str, place: dict) -> dict:
+    "What stands above a panel."
+    return dict(text=text, x=sum(place["x"])/2, y=place["y"][1], xref="paper", yref="paper",
+                xanchor="center", yanchor="bottom", showarrow=False, font=dict(size=13))
+
+def _axes(place: dict, colour: str, panel: int, below: dict, beside: dict) -> dict:
+    "The axes of a panel: a square frame in the colour of the exit."
+    frame = dict(showline=True, mirror=True, linewidth=3, linecolor=colour, showgrid=False, zeroline=False,
+                 constrain="domain")
+    x = dict(domain=place["x"], anchor=f"y{panel}", tickangle=-60, **below)
+    y = dict(domain=place["y"], anchor=f"x{panel}", scaleanchor=f"x{panel}", constraintoward="middle",
+             autorange="reversed", **beside)
+    return {f"xaxis{panel}": frame | x, f"yaxis{panel}": frame | y}
 
 # %% ../../nbs/54_rdm.ipynb #similarity
 MEASURES = ("corr", "cosine", "spearman", "rho-a", "kendall", "tau-a", "bures")
