@@ -19,7 +19,7 @@ from .lab_figures import Pictures, figure_view, redraw
 from .runs import Run
 from .text import html
 from .widgets import (
-    Lab, RunWithImages, button, demo_run, figures, pick, row, run_picker, save_row,
+    Lab, RunWithImages, button, demo_run, figures, pick, row, run_name, run_picker, save_row,
     what_was_read, whole)
 
 # %% ../nbs/61_exits_lab.ipynb #exits-run
@@ -35,7 +35,7 @@ class ExitsRun(RunWithImages):
         cost = run.model().cost(earlier_heads=True)  # a network that really stops runs the heads before it
         self.leaving = Leaving(run.outputs("test"), cost, val, criterion)
         self.pictures = Pictures(self.data.test, self.names)
-        self.name = f"{run.parameters['method']}, {run.id[9:15]}"
+        self.name = run_name(run)
 
 # %% ../nbs/61_exits_lab.ipynb #exitslab
 _WORDS = """An image leaves at the first exit that is at least as sure as the slider says. <b>threshold</b> is

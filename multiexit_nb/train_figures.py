@@ -12,6 +12,7 @@ from .figures import GREY, MARKERS, exit_colours, figure
 from .runs import Run
 from .steer import Session
 from .text import html
+from .widgets import run_name
 
 # %% ../nbs/62_train_figures.ipynb #branch-curve
 _DASHES = ["solid", "dash", "dot", "dashdot"]
@@ -29,7 +30,7 @@ def branch_table(session: Session, metric: str):
 # %% ../nbs/62_train_figures.ipynb #plot-branches
 def plot_branches(sessions: list[Session], beside: Run | None = None):
     "Top-1 of every exit by epoch, of a training or the branches of a fork; a finished run behind."
-    fig = figure("Accuracy by epoch", "", "top-1 (%)")
+    fig = figure("Accuracy by epoch", "epoch", "top-1 (%)")
     if beside:
         add_beside(fig, beside)
     for i, s in enumerate(sessions):
@@ -60,7 +61,7 @@ def add_beside(fig, run: Run):
     "The exits of a finished run, by epoch."
     history = run.history
     table = curves.exit_curves(history, "top1", curves.scored_split(history))
-    name, last = f"{run.parameters['method']}, {run.id[9:15]}", table.columns.max()
+    name, last = run_name(run), table.columns.max()
     for m, colour in zip(table.columns, exit_colours(len(table.columns)), strict=True):
         fig.add_scatter(x=table.index, y=table[m], mode="lines", line=dict(color=colour, width=5),
                         opacity=0.25, name=name, legendgroup="beside", showlegend=bool(m == last))

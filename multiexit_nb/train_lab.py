@@ -128,7 +128,7 @@ def unfinished_runs() -> list[Run]:
 _WORDS = """Press <b>Start</b>. α, the temperature T and the learning rate can be moved while it trains: each
 change is a numbered flag. <b>Fork</b> (while paused) goes on from the last checkpoint with the
 method chosen on the left, <i>beside</i> what there is: both have the same weights, learning rate
-and batches from there. <b>Stop</b> scores the test set. Closing the notebook loses at most one
+and batches from there. <b>Stop</b> scores the test set. Closing the page loses at most one
 epoch: the run is then offered under <i>continue</i>. A run that was moved, stopped or forked by
 hand is marked wherever runs are listed. Crosses: training accuracy within the epoch."""
 
@@ -147,6 +147,7 @@ class TrainLab(Lab):
         self.make_controls()
         self.connect()
         self.arrange()
+        self.controls.add_class("mx-form")
         self.begin_anew()
 
     @property
@@ -216,6 +217,7 @@ def consider(self: TrainLab):
         return
     with self.quietly():
         self.setup.follow()
+        self.sliders["lr"].value = self.setup.lr.value
     self.tell_doubt(early_doubt(self.setup.usual | self.setup.parameters))
     besides = f", with {html(self.setup.unseen)}" if self.setup.unseen else ""
     self.status.value = f"Nothing runs yet. It would run on {device_text(pick_device())}{besides}."
@@ -242,7 +244,7 @@ def slider(self: TrainLab, name: str):
     ends = dict(lr=(-5, 1, 0.05), alpha=(0.0, 10.0, 0.1), temperature=(0.5, 20.0, 0.1))[name]
     kind = W.FloatLogSlider if log else W.FloatSlider
     w = kind(
-        0.05 if log else 3.0,
+        self.setup.lr.value if log else 3.0,
         min=ends[0],
         max=ends[1],
         step=ends[2],

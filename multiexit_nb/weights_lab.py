@@ -180,7 +180,7 @@ def make_controls(self: WeightsLab):
     wide = "epochs in the window"
     self.window = W.SelectionSlider(options=[("off", 1)], description="smoothing", tooltip=wide)
     polynomials = [("line", 1), ("parabola", 2), ("cubic", 3)]
-    self.degree = pick("by a", "what is fitted in the window", polynomials, 3)
+    self.degree = pick("fit a", "what is fitted in the window", polynomials, 3)
     self.raw = W.Checkbox(value=True, description="unsmoothed as well", indent=False)
     self.paper = W.Checkbox(description="beside MATE's Table 4", indent=False, tooltip="CIFAR-100, VGG16")
 

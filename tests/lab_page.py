@@ -124,6 +124,23 @@ def notebook(place, name, theme="light", width=1500, height=1500, files=False, s
         yield page, errors, elsewhere
 
 
+@contextlib.contextmanager
+def voila(place, name, width=1280, height=800):
+    "A notebook as voila shows it, by the same server: the page, and a list of page errors."
+    from playwright.sync_api import sync_playwright
+    errors = []
+    with sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        page = browser.new_page(viewport=dict(width=width, height=height))
+        page.on("pageerror", lambda e: errors.append(str(e)))
+        page.goto(f"{place.address}/voila/render/{place.folder}/{name}?token=t", timeout=120_000)
+        try:
+            yield page, errors
+        finally:
+            page.goto("about:blank")        # voila ends a kernel when its page is left
+            browser.close()
+
+
 # What tests of labs ask of a page
 PLOT = "document.querySelectorAll('.js-plotly-plot')"
 

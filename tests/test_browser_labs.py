@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from lab_page import CHROMIUM, PLOT, holds, listed, notebook, press, says, still
+from lab_page import CHROMIUM, DRAWN, PLOT, STILL, holds, listed, notebook, press, says, still, voila
 from tiny import make_run
 
 LABS = Path(__file__).resolve().parent.parent/"nbs"/"labs"
@@ -335,6 +335,23 @@ def test_a_lab_is_looked_at_and_used(labs, name, theme, tmp_path):
 def says_that_its_kernel_has_ended(page):
     page.evaluate("window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.restart()")
     says(page, "run the cell again (Shift + Enter)")
+
+
+# ---- in voila ----
+
+@pytest.mark.parametrize("name", ["train", "exits"])      # the two that are tallest
+def test_voila_shows_prose_and_lab_on_one_screen(labs, name):
+    top = "document.querySelector('h1').getBoundingClientRect().top"
+    bottom = "document.querySelector('.mx-lab').getBoundingClientRect().bottom"
+    with voila(labs, f"{name}-light.ipynb") as (page, errors):
+        holds(page, DRAWN)
+        for width, height in SIZES:
+            page.set_viewport_size(dict(width=width, height=height))
+            page.evaluate(STILL)
+            box = page.evaluate(BOX)
+            assert page.evaluate(top) >= 0 and page.evaluate(bottom) <= height
+            assert box["wide"] <= 0 and not box["out"] and not box["clipped"], box
+    assert not errors
 
 
 # ---- on a busy machine ----

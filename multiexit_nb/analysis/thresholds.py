@@ -131,6 +131,8 @@ def plot_shares(shares: dict):  # name → (M,)
             name=name,
             marker=marker,
             texttemplate="%{y:.0f}" if M <= 6 else None,
+            textposition="outside",
+            cliponaxis=False,
         )
     return fig.update_yaxes(range=[0, 109]).update_xaxes(type="category").update_layout(barmode="group")
 
