@@ -141,14 +141,19 @@ def weight_gradient(step: Step,
     "The hypergradient of γ without its factor ξ, and the validation cross-entropies after the step, (M,)."
     net = functional(step.net)
     theta = {k: p.detach() for k, p in step.net.named_parameters() if p.requires_grad}
+    def passed(t, x):
+        if step.precision == "fp32":
+            return net(t, x)
+        with torch.autocast(x.device.type, torch.bfloat16):
+            return net(t, x).float()
     def training(t):
-        return objectives(net(t, step.x), step.targets)
+        return objectives(passed(t, step.x), step.targets)
     def validation(t):
         with plain_gradient(step.net):
-            ce = cross_entropy(net(t, step.val_x).logits, step.val_targets)
+            ce = cross_entropy(passed(t, step.val_x).logits, step.val_targets)
         known = torch.where(expected > 0, expected, ce.detach())
         return balanced_validation(ce, known, a), ce.detach()
-    with torch.autocast(step.x.device.type, enabled=False):
+    with torch.autocast(step.x.device.type, enabled=False):   # the losses
         gradient, ce = hypergradient(training, validation, theta, gamma, step.lr, step.grads, mean)
     return gradient/step.lr, ce
 

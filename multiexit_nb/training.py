@@ -133,7 +133,7 @@ def start(self: Training, saved: dict | None) -> Training:
     phase = saved.get("phase", 0) if saved else 0
     self.enter(phase, begin=not saved)
     if saved:
-        self.decided = SpeedChoice(**saved["decided"])
+        self.decided = SpeedChoice(**{"turns": "fp32"} | saved["decided"])   # as it was
     else:
         asked = self.recipe, self.net, self.method, self.device, self.batch, self.draws
         self.decided = of_first(decide(*asked))
@@ -329,11 +329,12 @@ def draws(self: Training) -> tuple[Iterator, Iterator] | None:
 def _step(t: Training, x: Tensor, y: Tensor, number: int, draws: tuple[Iterator, Iterator]) -> Step:
     "What a method may look at before the optimizer moves."
     meta, more = draws
-    grads = None           # in lower precision they are coarser than what the method works in
-    if t.decided.precision == "fp32":
+    grads, turns = None, t.decided.precision_of_turns
+    if turns == t.decided.precision:    # else they are coarser than what the method works in
         grads = {k: p.grad for k, p in t.net.named_parameters() if p.grad is not None}
     lr = t.optimizer.param_groups[0]["lr"]
-    return Step(t.net, x, y, lr, number, *next(meta), grads, draw=lambda: (*next(more), *next(meta)))
+    return Step(t.net, x, y, lr, number, *next(meta), grads, turns,
+                draw=lambda: (*next(more), *next(meta)))
 
 # %% ../nbs/42_training.ipynb #take-step
 @patch

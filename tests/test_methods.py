@@ -924,6 +924,19 @@ def test_hypergradient_on_a_real_network():
                                atol=1e-12)
 
 
+def test_hypergradient_in_bfloat16_is_that_of_float32_but_for_rounding():
+    "The losses, and the expectations that they move, stay in float32."
+    method = make("hdkd", dtype=torch.float32, start="random")
+    found = {}
+    for precision in ("fp32", "bf16"):
+        turns = [method.gamma_gradient(meta_step(torch.float32, seed=i, precision=precision))
+                 for i in range(8)]
+        found[precision] = torch.stack([g for g, _ in turns])
+        assert {ce.dtype for _, ce in turns} == {torch.float32}
+    off = (found["fp32"] - found["bf16"]).norm()/found["fp32"].norm()
+    assert 0 < off < 0.3
+
+
 def test_known_gradients_save_a_pass_and_change_nothing():
     method, s = make("hdkd"), meta_step()
     terms = method.loss(s.net(s.x), s.targets)   # as the training step computes them

@@ -288,8 +288,8 @@ def test_training_that_cannot_be_is_refused(data):
 def test_auto_takes_only_what_is_clearly_faster(data, monkeypatch):
     net, method = make(data)
     times = {("fp32", False): 1.0, ("fp32", True): 0.97, ("bf16", False): 1.2, ("bf16", True): 1.1}
-    monkeypatch.setattr(speed, "_timer",
-                        lambda objective, x, y, choice: lambda: times[choice.precision, choice.channels_last])
+    monkeypatch.setattr(speed, "_timer", lambda objective, x, y, choice, clock:
+                        lambda: times[choice.precision, choice.channels_last])
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
     def go(**kw):
         return speed.decide(Recipe(**kw), net, method, torch.device("cpu"),
@@ -303,8 +303,9 @@ def test_auto_takes_only_what_is_clearly_faster(data, monkeypatch):
 
 def test_auto_counts_what_a_method_does_before_a_step(data, monkeypatch):
     "bfloat16 is faster for the step, and slower where the weights are learned at each."
-    monkeypatch.setattr(speed, "_timer", lambda objective, x, y, choice: lambda: seconds[choice.precision][0])
-    monkeypatch.setattr(speed, "_turn_timer", lambda objective, step, choice:
+    monkeypatch.setattr(speed, "_timer", lambda objective, x, y, choice, clock:
+                        lambda: seconds[choice.precision][0])
+    monkeypatch.setattr(speed, "_turn_timer", lambda objective, step, choice, clock:
                         lambda: seconds[choice.precision][1]/objective.method.meta_every)
     monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
     seconds = dict(fp32=(1., 2.), bf16=(.6, 3.))
@@ -316,7 +317,7 @@ def test_auto_counts_what_a_method_does_before_a_step(data, monkeypatch):
 
 
 def test_what_is_timed_before_a_step_is_the_methods_turn(data, monkeypatch):
-    "A copy's, on validation images; its gradients are taken over in float32 alone."
+    "A copy's, on validation images; a gradient is taken over in the precision of its own passes alone."
     net, method = make(data, "hdkd", meta_every=4)
     seen = []
     monkeypatch.setattr(type(method), "before_step", lambda self, step: seen.append((self, step)))
@@ -325,10 +326,34 @@ def test_what_is_timed_before_a_step_is_the_methods_turn(data, monkeypatch):
     val = next(data.val.batches(8))
     x, y = next(data.train.batches(8))
     taken = speed.StepTimes(Recipe(lr=.5), net, method, lambda: (x, y), lambda: (iter([val]), None), rounds=1)
-    assert taken([speed.SpeedChoice("fp32", False), speed.SpeedChoice("bf16", False)]) == [30*(12 + 3)]*2
-    assert len(seen) == 4 and all(m is not method and step.net is not net for m, step in seen)
+    choices = [speed.SpeedChoice("fp32", False), speed.SpeedChoice("bf16", False),
+               speed.SpeedChoice("bf16", False, turns="fp32")]
+    assert taken(choices) == [30*(12 + 3)]*3
+    assert len(seen) == 6 and all(m is not method and step.net is not net for m, step in seen)
     assert all(step.val_x is val[0] and step.lr == .5 and step.number == 0 for _, step in seen)
-    assert sum(step.grads is None for _, step in seen) == 2
+    told = [(step.precision, step.grads is not None) for _, step in seen]
+    assert told == [("fp32", True), ("bf16", True), ("fp32", False)]*2
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_turn_has_the_precision_of_the_steps_but_in_earlier_runs(data, tmp_path, monkeypatch, precision):
+    "A checkpoint made when turns were always in float32 goes on so."
+    seen, file = [], tmp_path/"c.pt"
+    recipe = Recipe(epochs=2, precision=precision, channels_last=False)
+    net, method = make(data, "hdkd")
+    before = type(method).before_step
+    def looked(self, step):
+        seen.append((step.precision, step.grads is not None))
+        before(self, step)
+    monkeypatch.setattr(type(method), "before_step", looked)
+    next(train(net, method, data, recipe, device="cpu", bar=False, checkpoint=file))
+    assert set(seen) == {(precision, True)}
+    saved = load_checkpoint(file)
+    del saved["decided"]["turns"]
+    save_checkpoint(file, saved)
+    seen.clear()
+    list(train(*make(data, "hdkd"), data, recipe, device="cpu", bar=False, checkpoint=file, resume=True))
+    assert set(seen) == {("fp32", precision == "fp32")}
 
 
 def test_auto_is_taken_over_on_resume(data, tmp_path, monkeypatch):
@@ -345,7 +370,7 @@ def test_auto_takes_the_threads_that_pay(gain, threads, data, tmp_path, monkeypa
     """Up to what PyTorch was given; the training and its evaluation run by them, and what comes after does
     not."""
     seen = []
-    def timer(objective, x, y, choice):
+    def timer(objective, x, y, choice, clock):
         return lambda: gain**-math.log2(choice.threads)
     def watched(*a, **kw):
         seen.append(torch.get_num_threads())

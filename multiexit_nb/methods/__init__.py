@@ -73,6 +73,7 @@ class Step:
     val_x: Tensor | None = None  # validation images, for methods that need "val"
     val_targets: Tensor | None = None
     grads: dict | None = None  # name -> gradient of the objective at these weights, where known; unscaled
+    precision: str = "fp32"  # in which a method may pass through the network: "fp32" or "bf16"
     draw: Callable | None = None  # () -> another pair of batches: x, targets, val_x, val_targets
 
     def another(self) -> "Step":
