@@ -23,7 +23,7 @@ from .models import list_models
 from .plugins import load_plugins
 from .runs import Run, list_runs
 from .steer import MOVABLE, Session, device_text, movable
-from .text import html
+from .text import by_exit_text, html
 from .train_figures import (
     flags_in_words, inner_names, plot_branches, plot_inner, plot_losses)
 from .widgets import (
@@ -415,9 +415,8 @@ def in_words(self: TrainLab, session: Session) -> str:
     "Where a training stands; at its end, what came of it."
     name = f"<b>{html(session.training.method.name)}</b>: " if len(self.sessions) > 1 else ""
     if session.state == "finished" and session.run.finished:
-        top = session.run.result["test"]["top1"]
-        scores = " · ".join(f"{x:.1f}" for x in top)
-        return f"{name}finished · on test, exits 1 … {len(top)}: <b>{scores} %</b>"
+        top1 = session.run.result["test"]["top1"]
+        return f"{name}<b>finished</b> · on test, {by_exit_text(top1)}"
     return name + html(session.status())
 
 # %% ../nbs/63_train_lab.ipynb #open-in-exits

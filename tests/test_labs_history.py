@@ -231,6 +231,11 @@ def test_every_choice_of_runs_in_the_weights_lab(runs):
     assert n > 20
 
 
+def test_the_weights_lab_opens_with_a_finished_run(runs, monkeypatch):
+    monkeypatch.setattr(weights_lab, "begun_runs", lambda: [Run(r.path) for r in runs[::-1]])
+    assert [r.path for r in weights_lab.WeightsLab().picker.value] == [runs[2].path]
+
+
 def test_runs_that_begin_and_go_on_are_found(runs, tmp_path):
     for lab in (weights_lab.WeightsLab(runs[6]), curves_lab.CurvesLab([runs[6]])):
         new = made(tmp_path, "mate", 2, seed=7 + len(lab.picker.options))
