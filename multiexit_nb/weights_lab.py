@@ -146,7 +146,8 @@ class WeightsLab(HistoryLab):
         super().__init__()
         self.weights, self.others, self.tables, self.names = None, None, {}, None
         runs = self.listed()
-        first = run or next((r for r in runs if len(self.histories.rows(r, "weights"))), None)
+        have = [r for r in runs if len(self.histories.rows(r, "weights"))]
+        first = run or next(iter(sorted(have, key=lambda r: not r.finished)), None)
         first = first or demo_run(method="mate", epochs=8, images_per_class=60)
         self.picker = run_picker("runs", True, (first,), runs if first in runs else [first, *runs])
         self.matrix, self.lines, self.second_lines = (FigureBox(300, 300) for _ in range(3))
