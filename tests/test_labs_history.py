@@ -153,7 +153,7 @@ def test_a_second_run_stands_beside_the_first_at_the_same_epoch(runs):
     assert view.data[0].zmax == view.data[1].zmax
     assert "epochs=12" in view.layout.annotations[1].text and lab.second_lines.figure.layout.shapes[0].x0 == 7
     lab.beside.value = ""
-    assert len(fine(lab).matrix.figure.data) == 1 and not lab.second_lines.children
+    assert len(fine(lab).matrix.figure.data) == 2 and not lab.second_lines.children
 
 
 def test_gaps_are_smoothed_and_tabled(runs):
