@@ -2417,6 +2417,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                           'multiexit_nb/widgets.py'),
                                       'multiexit_nb.widgets.answered': ('widgets.html#answered', 'multiexit_nb/widgets.py'),
                                       'multiexit_nb.widgets.button': ('widgets.html#button', 'multiexit_nb/widgets.py'),
+                                      'multiexit_nb.widgets.called': ('widgets.html#called', 'multiexit_nb/widgets.py'),
                                       'multiexit_nb.widgets.control': ('widgets.html#control', 'multiexit_nb/widgets.py'),
                                       'multiexit_nb.widgets.demo_run': ('widgets.html#demo_run', 'multiexit_nb/widgets.py'),
                                       'multiexit_nb.widgets.explanation': ('widgets.html#explanation', 'multiexit_nb/widgets.py'),

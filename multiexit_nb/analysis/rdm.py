@@ -57,7 +57,7 @@ DISTANCES = ("correlation", "cosine", "euclidean", "mahalanobis", "poisson")
 
 def _patterns(x, distance: str) -> np.ndarray:   # (N, D)
     "Patterns in double precision. Raises InputError if they are none, or not fit for the distance."
-    x = np.array(x, np.float64)
+    x = np.asarray(x, np.float64)
     ok = x.ndim == 2 and len(x) > 1 and x.shape[1] > 0
     check_value("patterns", x.shape, ok, "(images, numbers), at least two images")
     if not np.isfinite(x).all():
