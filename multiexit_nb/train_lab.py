@@ -168,7 +168,7 @@ def make_controls(self: TrainLab):
     self.new = button("New", "put this run aside and begin another", "file")
     self.open = button("Open in exits", "", "external-link")
     self.resume = pick("continue", "an unfinished run", [("a new run", "")])
-    self.beside = pick("beside", "a finished run, drawn faintly behind", [("no other run", "")])
+    self.beside = pick("beside", "a finished run, drawn faintly behind", [("no run", "")])
     self.which = pick("inner state", "what of the method is shown")
     self.sliders = {n: self.slider(n) for n in MOVABLE}
 
@@ -332,7 +332,7 @@ def begin_anew(self: TrainLab):
     self.sessions, self.shown = [], None
     self.resume.options = [("a new run", ""), *((run_text(r), r.id) for r in unfinished_runs())]
     self.resume.value, self.bar.value, self.flags.value = "", 0, ""
-    self.fill(self.beside, [("no other run", ""), *((run_text(r), r) for r in finished_runs())], "")
+    self.fill(self.beside, [("no run", ""), *((run_text(r), r) for r in finished_runs())], "")
     epochs = [0, self.setup.epochs.value]
     for view, title in ((self.losses, "Loss terms (training)"), (self.inner, "What the method learns")):
         redraw(view, figure(title, "epoch", xaxis_range=epochs))
