@@ -11,7 +11,7 @@ import numpy as np
 from fastcore.basics import patch
 
 from .analysis import agreement
-from .figures import exit_colours
+from .figures import GREY, exit_colours
 from .lab_figures import Pictures, figure_view, redraw
 from .runs import Run
 from .text import html
@@ -55,7 +55,7 @@ class ConfusionLab(Lab):
         self.where, self.sentence = W.HTML(), W.HTML()
         self.strip = W.HTML(layout=W.Layout(min_height="106px"))
         empty = agreement.plot_confusion(agreement.confusion([0, 1], [0, 1]))
-        square = agreement.plot_agreement(agreement.agreement([0], [0], [0]), "", "", ["grey"] * 2)
+        square = agreement.plot_agreement(agreement.agreement([0], [0], [0]), "", "", [GREY] * 2)
         self.matrix = figure_view(empty, height=420, width=600)
         self.square = figure_view(square, height=380, width=600)
         self.make_controls()

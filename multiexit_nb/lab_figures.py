@@ -336,6 +336,7 @@ _PARTS = """
 .mx-lab .mx-figures > :empty { display: none; }
 .mx-lab .mx-figures > .mx-narrow { flex: 0 0 160px; }
 .mx-lab .mx-square { max-width: 700px; }
+.mx-lab .mx-controls.mx-form { --jp-widgets-inline-label-width: 106px; }
 .mx-lab .mx-wide > * { flex-basis: 100%; }
 .mx-lab .mx-key { --jp-widgets-inline-width: calc(100% - 8px); --jp-widgets-inline-label-width: 150px; }
 .mx-lab .mx-key .widget-slider { flex: 1 1 300px; }
@@ -354,7 +355,6 @@ _PARTS = """
 .mx-lab summary { cursor: pointer; } .mx-lab .widget-html-content { line-height: 1.35; overflow-wrap:
   anywhere; }
 @container (min-width: 960px) { .mx-lab .mx-body.mx-body { grid-template-columns: 300px minmax(0, 1fr); } }
-@container (min-width: 960px) { .mx-lab .mx-controls.mx-form { --jp-widgets-inline-label-width: 112px; } }
 @container (max-width: 600px) { .mx-lab .mx-body.mx-body { grid-template-columns: minmax(0, 1fr); } }
 """
 

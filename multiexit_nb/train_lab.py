@@ -23,7 +23,7 @@ from .models import list_models
 from .plugins import load_plugins
 from .runs import Run, list_runs
 from .steer import MOVABLE, Session, device_text, movable
-from .text import html
+from .text import by_exit_text, html
 from .train_figures import (
     flags_in_words, inner_names, plot_branches, plot_inner, plot_losses)
 from .widgets import (
@@ -168,7 +168,7 @@ def make_controls(self: TrainLab):
     self.new = button("New", "put this run aside and begin another", "file")
     self.open = button("Open in exits", "", "external-link")
     self.resume = pick("continue", "an unfinished run", [("a new run", "")])
-    self.beside = pick("beside", "a finished run, drawn faintly behind", [("no other run", "")])
+    self.beside = pick("beside", "a finished run, drawn faintly behind", [("no run", "")])
     self.which = pick("inner state", "what of the method is shown")
     self.sliders = {n: self.slider(n) for n in MOVABLE}
 
@@ -332,7 +332,7 @@ def begin_anew(self: TrainLab):
     self.sessions, self.shown = [], None
     self.resume.options = [("a new run", ""), *((run_text(r), r.id) for r in unfinished_runs())]
     self.resume.value, self.bar.value, self.flags.value = "", 0, ""
-    self.fill(self.beside, [("no other run", ""), *((run_text(r), r) for r in finished_runs())], "")
+    self.fill(self.beside, [("no run", ""), *((run_text(r), r) for r in finished_runs())], "")
     epochs = [0, self.setup.epochs.value]
     for view, title in ((self.losses, "Loss terms (training)"), (self.inner, "What the method learns")):
         redraw(view, figure(title, "epoch", xaxis_range=epochs))
@@ -415,9 +415,8 @@ def in_words(self: TrainLab, session: Session) -> str:
     "Where a training stands; at its end, what came of it."
     name = f"<b>{html(session.training.method.name)}</b>: " if len(self.sessions) > 1 else ""
     if session.state == "finished" and session.run.finished:
-        top = session.run.result["test"]["top1"]
-        scores = " · ".join(f"{x:.1f}" for x in top)
-        return f"{name}finished · on test, exits 1 … {len(top)}: <b>{scores} %</b>"
+        top1 = session.run.result["test"]["top1"]
+        return f"{name}<b>finished</b> · on test, {by_exit_text(top1)}"
     return name + html(session.status())
 
 # %% ../nbs/63_train_lab.ipynb #open-in-exits

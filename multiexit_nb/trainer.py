@@ -14,6 +14,7 @@ from .experiment import PARAMETERS, check_parameters, parameter, prepare
 from .parameters import read_yaml
 from .processes import join, rank_and_size
 from .recipe import Recipe, list_recipes  # noqa: F401
+from .text import by_exit_text
 from .training import train  # noqa: F401
 
 # %% ../nbs/48_trainer.ipynb #reexport
@@ -60,8 +61,9 @@ def _main(argv: list[str]) -> int:
         _tell(experiment.doubt(data))
     run = experiment.complete(data=data)
     if first:
-        _tell(chance_doubt(run.result["test"]["top1"], run.outputs().labels))
-        print(f"{run.note()} Everything is in {run.where}.")
+        top1 = run.result["test"]["top1"]
+        _tell(chance_doubt(top1, run.outputs().labels))
+        print(f"On the test set, {by_exit_text(top1)}. {run.note()} Everything is in {run.where}.")
     return 0
 
 def _tell(doubt: str):

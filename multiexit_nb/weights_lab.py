@@ -17,7 +17,7 @@ from .lab_figures import figure_view, html_table, redraw, remember
 from .published_tables import published
 from .runs import Run, whole_runs, with_examples
 from .text import html
-from .widgets import Lab, button, demo_run, pick, row, run_picker, run_text, save_row
+from .widgets import Lab, button, called, demo_run, pick, row, run_picker, run_text, save_row
 
 # %% ../nbs/67_weights_lab.ipynb #begun-runs
 def begun_runs() -> list[Run]:
@@ -73,7 +73,7 @@ def named(runs, together: bool = False) -> dict[str, list[Run]]:
         for extra in (
             lambda i: f", seed {p[i].get('seed', 0)}",
             lambda i: f", split {p[i].get('split_seed', 0)}",
-            lambda i: f" ({runs[i].id[:15]})",
+            lambda i: f" ({called(runs[i])})",
             lambda i: f" {i + 1}",
         ):
             names = [n + (extra(i) if names.count(n) > 1 else "") for i, n in enumerate(names)]
@@ -146,7 +146,8 @@ class WeightsLab(HistoryLab):
         super().__init__()
         self.weights, self.others, self.tables, self.names = None, None, {}, None
         runs = self.listed()
-        first = run or next((r for r in runs if len(self.histories.rows(r, "weights"))), None)
+        have = [r for r in runs if len(self.histories.rows(r, "weights"))]
+        first = run or next(iter(sorted(have, key=lambda r: not r.finished)), None)
         first = first or demo_run(method="mate", epochs=8, images_per_class=60)
         self.picker = run_picker("runs", True, (first,), runs if first in runs else [first, *runs])
         self.matrix, self.lines, self.second_lines = (FigureBox(300, 300) for _ in range(3))

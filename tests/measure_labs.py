@@ -1,18 +1,21 @@
-"""How fast the labs are, measured in Chromium: python tests/measure_labs.py [lab …]
+"""How fast the labs are, measured in Chromium: python tests/measure_labs.py [lab … or own]
 
 For each lab: seconds from "run" to the first picture, and the reaction to its key control (from the key to
-the last change of a figure; the median of thirty). What is measured with a busy machine says nothing.
+the last change of a figure; the median of thirty). `own`: the exits lab with a run of a method of one's own.
+The runs are those of MULTIEXIT_RUNS; where it names none, the shipped examples. What is measured with a busy
+machine says nothing.
 """
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
-from lab_page import PLOT, Place, command, opened, serve, still
-from project import ROOT
-from tiny import make_run
+from lab_page import PLOT, Place, command, opened, says, serve, still
+from project import ROOT, worked_examples
+from tiny import TINY
 
 DOWN, UP = "ArrowDown", "ArrowUp"
 KEYS = dict(exits=(".widget-slider .noUi-handle", "PageDown", "PageUp"),
@@ -27,6 +30,7 @@ WATCH = """() => {
     }).observe(document.querySelector('.mx-answer'), {subtree: true, childList: true, attributes: true,
                                                       characterData: true});
     document.addEventListener('keydown', () => window.pressed = performance.now(), true); }"""
+DRAWN = f"[...{PLOT}].some(p => p.data?.length && p.getBoundingClientRect().width > 0)"
 QUIET = "() => window.changed > window.pressed && performance.now() - window.changed > 250"
 
 
@@ -46,8 +50,7 @@ def measure(place, name: str) -> str:
     with opened(place, f"{name}.ipynb", width=1280, height=800) as (page, _, _):
         begun = time.perf_counter()
         command(page, "notebook:run-all-cells")
-        drawn = f"[...{PLOT}].some(p => p.data?.length && p.getBoundingClientRect().width > 0)"
-        page.wait_for_function(drawn, timeout=300_000)
+        page.wait_for_function(DRAWN, timeout=300_000)
         first = time.perf_counter() - begun
         still(page)
         took = reactions(page, *KEYS[name])
@@ -55,7 +58,7 @@ def measure(place, name: str) -> str:
            f"(least {min(took):.0f}, most {max(took):.0f})"
 
 
-def measure_train(place) -> str:
+def measure_train(place, name: str) -> str:
     "From Start to a word, and to the first point; from a moved α to the flag that tells of it."
     with opened(place, "train.ipynb", width=1280, height=800) as (page, _, _):
         begun = time.perf_counter()
@@ -79,23 +82,50 @@ def measure_train(place) -> str:
            f"{first/1000:.1f} s, a moved α told after {told:.0f} ms"
 
 
+def train_own(folder, **env):
+    "The method of CONTRIBUTING.md as a file in a folder, and a run of it."
+    blocks = [b.replace("#| export\n", "") for b in worked_examples()["A method"][1:3]]
+    (folder/"my_method.py").write_text("\n".join(blocks))
+    given = TINY | dict(method="next_exit", plugins="my_method.py")
+    words = [str(w) for name, value in given.items() for w in ("-p", name, value)]
+    subprocess.run([sys.executable, "-m", "multiexit_nb.trainer", *words], cwd=folder, check=True,
+                   env={**os.environ, **env}, capture_output=True)
+
+
+def measure_own(place, name: str) -> str:
+    "Until the lab asks for the file of the run's method; and from its name to the first picture."
+    with opened(place, "exits.ipynb", width=1280, height=800) as (page, _, _):
+        begun = time.perf_counter()
+        command(page, "notebook:run-all-cells")
+        says(page, "was made with my_method.py")
+        asked = time.perf_counter() - begun
+        page.locator(".widget-text:has-text('plugins') input").fill("my_method.py")
+        page.keyboard.press("Enter")
+        page.wait_for_function(DRAWN, timeout=300_000)
+        first = time.perf_counter() - begun
+    return f"own: asked for the file after {asked:.1f} s, first picture {first - asked:.1f} s later"
+
+
+OTHERS = dict(train=measure_train, own=measure_own)
+
+
 def main(names):
     top = Path(tempfile.mkdtemp())
-    home, folder = top/"home", top/"labs"
-    folder.mkdir()
-    home.mkdir()
-    runs = os.environ.get("MULTIEXIT_RUNS") or str(top/"runs")
-    if not Path(runs).is_dir():
-        for method in ("dbt", "hdkd", "mate"):
-            make_run(runs, method=method, epochs=8, images_per_class=30, batch_size=16, lr=0.05)
-    for name in names:
+    folder, own = top/"labs", top/"own"
+    for made in (folder, own, top/"none"):
+        made.mkdir()
+    env = dict(MULTIEXIT_ROOT=str(ROOT), MULTIEXIT_DEVICE="cpu")
+    there = dict(env, MULTIEXIT_RUNS=os.environ.get("MULTIEXIT_RUNS") or str(top/"none"))
+    for name in ("train", *KEYS):
         (folder/f"{name}.ipynb").write_text((ROOT/"nbs"/"labs"/f"{name}.ipynb").read_text())
-    env = dict(MULTIEXIT_ROOT=str(ROOT), MULTIEXIT_DEVICE="cpu", MULTIEXIT_RUNS=runs)
-    with serve(folder, home, **env) as address:
-        for name in names:
-            place = Place(address, "")
-            print(measure_train(place) if name == "train" else measure(place, name), flush=True)
+    for name in names:
+        given = there
+        if name == "own":
+            given = dict(env, MULTIEXIT_RUNS=str(own))
+            train_own(folder, **given)
+        with serve(folder, top/name, **given) as address:
+            print(OTHERS.get(name, measure)(Place(address, ""), name), flush=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:] or ["train", *KEYS])
+    main(sys.argv[1:] or ["train", *KEYS, "own"])

@@ -1,5 +1,7 @@
 "The shipped example runs: what they say is true, labs open on them, and nothing writes to them."
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -60,6 +62,12 @@ def test_they_stand_in_where_there_are_no_own_runs(examples, tiny_run):
     assert beside[0].id == own.id and sorted(r.id for r in beside[1:]) == NAMES
     marked = [one_line(widgets.run_text(r)).startswith("example · ") for r in beside]
     assert marked == [False, True, True, True]
+    seconds = re.search(r"\d{8}-\d{6}", own.id)[0]
+    assert [widgets.called(r) for r in beside] == [seconds, *["example"]*3]
+    assert [widgets.run_text(r).count("example") for r in beside] == [0, 1, 1, 1]
+    named = shutil.copytree(own.path, own.path.with_name("what-somebody-called-it-" + "x"*40))
+    assert widgets.run_text(Run(named)).endswith(" · what-somebody-called-it-xxxxxxxxxxxxxxx…")
+    assert widgets.run_name(Run(named)).endswith(", what-somebody-…")
     assert [r.id for r in with_examples(beside)] == [r.id for r in beside]
 
 

@@ -153,7 +153,7 @@ def test_a_second_run_stands_beside_the_first_at_the_same_epoch(runs):
     assert view.data[0].zmax == view.data[1].zmax
     assert "epochs=12" in view.layout.annotations[1].text and lab.second_lines.figure.layout.shapes[0].x0 == 7
     lab.beside.value = ""
-    assert len(fine(lab).matrix.figure.data) == 1 and not lab.second_lines.children
+    assert len(fine(lab).matrix.figure.data) == 2 and not lab.second_lines.children
 
 
 def test_gaps_are_smoothed_and_tabled(runs):
@@ -229,6 +229,11 @@ def test_every_choice_of_runs_in_the_weights_lab(runs):
             lab.slider.value = lab.slider.options[0]
         assert "⚠" not in lab.line.value
     assert n > 20
+
+
+def test_the_weights_lab_opens_with_a_finished_run(runs, monkeypatch):
+    monkeypatch.setattr(weights_lab, "begun_runs", lambda: [Run(r.path) for r in runs[::-1]])
+    assert [r.path for r in weights_lab.WeightsLab().picker.value] == [runs[2].path]
 
 
 def test_runs_that_begin_and_go_on_are_found(runs, tmp_path):

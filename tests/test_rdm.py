@@ -1,6 +1,7 @@
 """Dissimilarity matrices against scipy and rsatoolbox; what is wrong is one line."""
 import statistics
 import time
+import warnings
 
 import numpy as np
 import pytest
@@ -129,6 +130,16 @@ def test_a_picture_of_many_images_is_small():
     assert fig.data[0].hovertemplate.startswith("%{z} × 0.01") and np.abs(shown - z).max() <= .0051
     assert fig.layout.xaxis.ticktext[0] == "class 0"
     assert fig.layout.xaxis.domain[1] - fig.layout.xaxis.domain[0] == pytest.approx(330/(2*330 + 76))
+
+
+def test_patterns_may_be_a_tensor():
+    "Which is not asked in a way that numpy warns of; and patterns stay as they are."
+    x = np.abs(X)
+    for distance in rdm.DISTANCES:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            d = rdm.dissimilarities(torch.tensor(x), distance, Y)
+        assert np.array_equal(d, rdm.dissimilarities(x, distance, Y)) and np.array_equal(x, np.abs(X))
 
 
 def test_500_images_are_quick():

@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['GROUPINGS', 'CELLS', 'checked_answers', 'confusion', 'mistakes', 'groups', 'distinct', 'grouped', 'images_of', 'tint',
-           'colour_scale', 'plot_confusion', 'add_numbers', 'is_light', 'agreement', 'agreement_table',
-           'plot_agreement', 'square', 'cell_at']
+           'colour_scale', 'plot_confusion', 'agreement', 'agreement_table', 'plot_agreement', 'square', 'cell_at']
 
 # %% ../../nbs/55_agreement.ipynb #c02
 from itertools import combinations
@@ -13,7 +12,7 @@ from itertools import combinations
 import numpy as np
 
 from ..core import check_value, unknown
-from ..figures import figure
+from ..figures import figure, write_numbers
 
 # %% ../../nbs/55_agreement.ipynb #checked-answers
 def checked_answers(given, labels, what: str = "answers") -> tuple[np.ndarray, np.ndarray]:
@@ -126,26 +125,12 @@ def plot_confusion(table,                   # of `confusion` or `grouped`
                     xgap=1, ygap=1, hoverongaps=False,
                     hovertemplate=f"it is %{{y}}, the exit answers %{{x}}: {unit}<extra></extra>",
                     colorbar=dict(thickness=10, tickformat=".0%" if shares else None))
-    add_numbers(fig, v if n <= 12 else v[:0], top, colour, "{:.0%}" if shares else "{:.0f}")
+    write_numbers(fig, "{:.0%}" if shares else "{:.0f}")
     every = -(-n//42)
     ticks = dict(tickvals=list(range(0, n, every)), ticktext=[str(t)[:16] for t in table.index[::every]],
                  showgrid=False, zeroline=False)
     fig.update_xaxes(**ticks, tickangle=-60, range=[-.5, n - .5])
     return fig.update_yaxes(**ticks, range=[n - .5, -.5])
-
-# %% ../../nbs/55_agreement.ipynb #add-numbers
-def add_numbers(fig, v, top: float, colour: str, form: str):
-    "The numbers of the cells that are not empty, dark or white as their cell asks for."
-    rows, cols = np.nonzero(np.nan_to_num(v))
-    values = v[rows, cols].tolist()
-    colours = ["rgb(30,30,30)" if is_light(tint(colour, x/top)) else "white" for x in values]
-    fig.add_scatter(x=cols.tolist(), y=rows.tolist(), mode="text", text=[form.format(x) for x in values],
-                    hoverinfo="skip", showlegend=False, textfont=dict(size=12, color=colours))
-
-# %% ../../nbs/55_agreement.ipynb #is-light
-def is_light(rgb: tuple) -> bool:
-    "Whether dark letters are read better on it."
-    return sum(w*c for w, c in zip((.3, .59, .11), rgb, strict=True)) > 135
 
 # %% ../../nbs/55_agreement.ipynb #agreement
 CELLS = ("both right", "only the first right", "only the second right", "both wrong")
@@ -189,11 +174,11 @@ def plot_agreement(cells: dict,              # of `agreement`
     fig = figure("Right and wrong together", first, second, width=size, height=size)
     fig.add_heatmap(z=square([0, 1, 2, 3]), x=[0, 1], y=[0, 1], zmin=-.5, zmax=3.5, colorscale=steps,
                     showscale=False, xgap=4, ygap=4,
-                    text=square(text), texttemplate="%{text}", textfont=dict(size=15),
+                    text=square(text),
                     customdata=square(words), hovertemplate="%{customdata}<extra></extra>")
     ticks = dict(tickvals=[0, 1], ticktext=["right", "wrong"], showgrid=False, zeroline=False)
     fig.update_xaxes(**ticks, side="top").update_yaxes(**ticks, autorange="reversed", tickangle=-90)
-    return fig.update_layout(margin_t=110, title_y=.97)
+    return write_numbers(fig, size=15).update_layout(margin_t=110, title_y=.97)
 
 # %% ../../nbs/55_agreement.ipynb #square
 def square(cells) -> list[list]:

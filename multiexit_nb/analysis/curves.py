@@ -13,7 +13,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from ..figures import GREY, MARKERS, exit_colours, figure, template
+from ..figures import GREY, MARKERS, exit_colours, figure, template, write_numbers
 from ..history import of_phase, phases_of
 
 # %% ../../nbs/51_curves.ipynb #exit-curves
@@ -139,8 +139,9 @@ def plot_matrix(history, name: str, row: str = "teacher", column: str = "exit", 
     title = f"{_ABOUT.get(name, [name])[0]}, epoch {epoch or int(history.epoch.max())}"
     fig = figure(title, height=380, width=620)
     fig.add_heatmap(z=t.values, x=[f"{column} {c}" for c in t.columns], y=[f"{row} {r}" for r in t.index],
-                    zmin=0, zmax=max(1, float(t.values.max())), colorscale="Viridis", texttemplate="%{z:.2f}",
+                    zmin=0, zmax=max(1, float(t.values.max())), colorscale="Viridis",
                     colorbar=dict(thickness=12))
+    write_numbers(fig)
     return fig.update_yaxes(autorange="reversed", showgrid=False).update_xaxes(showgrid=False)
 
 # %% ../../nbs/51_curves.ipynb #plot-entries

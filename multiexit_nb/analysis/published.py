@@ -160,8 +160,9 @@ def _behind(found: list) -> dict:
 
 # %% ../../nbs/73_published.ipynb #says-nothing
 def _lines(fig) -> list[np.ndarray]:
-    "The values of each trace, as far as they are numbers."
-    values = [t.z if t.type == "heatmap" else t.y for t in fig.data]
+    "The values of each trace that is drawn, as far as they are numbers; what is written is none."
+    drawn = [t for t in fig.data if t.to_plotly_json().get("mode") != "text"]
+    values = [t.z if t.type == "heatmap" else t.y for t in drawn]
     found = [np.asarray([] if v is None else v, float).ravel() for v in values]
     return [v[np.isfinite(v)] for v in found]
 

@@ -14,7 +14,7 @@ import torch
 
 from ..core import InputError, MultiExitOutput, check_value, pick_device, unknown
 from ..data import Split, stratified
-from ..figures import GREY, figure, template
+from ..figures import GREY, figure, template, write_numbers
 from ..runs import Run
 
 # %% ../../nbs/54_rdm.ipynb #balanced
@@ -57,7 +57,7 @@ DISTANCES = ("correlation", "cosine", "euclidean", "mahalanobis", "poisson")
 
 def _patterns(x, distance: str) -> np.ndarray:   # (N, D)
     "Patterns in double precision. Raises InputError if they are none, or not fit for the distance."
-    x = np.array(x, np.float64)
+    x = np.asarray(x, np.float64)
     ok = x.ndim == 2 and len(x) > 1 and x.shape[1] > 0
     check_value("patterns", x.shape, ok, "(images, numbers), at least two images")
     if not np.isfinite(x).all():
@@ -318,9 +318,11 @@ def plot_similarity(table, measure: str = "corr",
     fig = figure(f"Similarity of the matrices ({measure}): bright is similar", width=size + 120, height=size)
     fig.add_heatmap(z=[[round(x, 3) if np.isfinite(x) else None for x in row] for row in v.tolist()],
                     zmin=min(finite), zmax=max(finite), colorscale="Viridis", colorbar_thickness=10,
-                    texttemplate="%{z:.2f}" if n <= 16 else None, hovertemplate="%{z:.3f}<extra></extra>")
+                    hovertemplate="%{z:.3f}<extra></extra>")
     ticks = dict(tickvals=list(range(n)), ticktext=names, showgrid=False)
-    return fig.update_xaxes(**ticks, tickangle=-60).update_yaxes(**ticks, autorange="reversed")
+    write_numbers(fig, most=16)
+    fig.update_xaxes(**ticks, tickangle=-60, range=[-.5, n - .5])
+    return fig.update_yaxes(**ticks, range=[n - .5, -.5])
 
 # %% ../../nbs/54_rdm.ipynb #representations
 def representations(run: Run, rows,            # which images

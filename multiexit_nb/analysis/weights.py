@@ -11,7 +11,7 @@ import numpy as np
 
 from . import curves
 from ..core import InputError, check_value
-from ..figures import MARKERS, exit_colours, figure
+from ..figures import MARKERS, exit_colours, figure, write_numbers
 
 # %% ../../nbs/56_weights.ipynb #teacher-weights
 def teacher_weights(history):
@@ -55,10 +55,10 @@ def plot_matrices(matrices: dict,         # title → teacher × exit
     fig = curves.panels(list(matrices), "Teacher weights", "exit", "teacher", height=height)
     for k, t in enumerate(matrices.values()):
         fig.add_heatmap(z=t.values, x=list(t.columns), y=list(t.index), colorscale="Viridis", zmin=0,
-                        zmax=most, texttemplate="%{z:.2f}", showscale=k == 0,
+                        zmax=most, showscale=k == 0,
                         colorbar=dict(thickness=12), row=1, col=k + 1,
                         hovertemplate="teacher %{y} takes %{z:.3f} from exit %{x}<extra></extra>")
-    fig.update_xaxes(dtick=1, showgrid=False)
+    write_numbers(fig).update_xaxes(dtick=1, showgrid=False)
     return fig.update_yaxes(autorange="reversed", dtick=1, showgrid=False)
 
 # %% ../../nbs/56_weights.ipynb #plot-teacher

@@ -11,6 +11,7 @@ import numpy as np
 from ..analysis import agreement, compare, curves, rdm
 from ..analysis.paper import Arm, Form, Paper, declare_figure, declare_table
 from ..core import InputError, MultiExitOutput
+from ..figures import write_numbers
 from ..runs import Run
 
 # %% ../../nbs/papers/eed.ipynb #paper
@@ -71,10 +72,10 @@ def plot_right_wrong(cells: dict):    # title → images: both right, exit only,
     "Two by two tables side by side: rows the exit, columns the main exit."
     fig = curves.panels(list(cells), "", "main exit", "exit", height=330)
     for k, (both, exit, main, none) in enumerate(cells.values(), 1):
-        fig.add_heatmap(z=[[both, exit], [main, none]], x=["right", "wrong"], y=["right", "wrong"],
-                        showscale=False,
-                        texttemplate="%{z:.0f}", colorscale="Viridis", row=1, col=k)
-    return fig.update_yaxes(autorange="reversed")
+        n = both, exit, main, none
+        fig.add_heatmap(z=[n[:2], n[2:]], x=["right", "wrong"], y=["right", "wrong"], zmin=min(n),
+                        zmax=max(*n, min(n) + 1), showscale=False, colorscale="Viridis", row=1, col=k)
+    return write_numbers(fig, "{:.0f}").update_yaxes(autorange="reversed")
 
 # %% ../../nbs/papers/eed.ipynb #figure-3
 @declare_figure(paper, "3", "main exit and ensemble by epoch", _arms("resnet50", CE | EED),
