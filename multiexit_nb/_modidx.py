@@ -1128,6 +1128,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'multiexit_nb.grid._learns_from': ('grid.html#_learns_from', 'multiexit_nb/grid.py'),
                                    'multiexit_nb.grid._read_file': ('grid.html#_read_file', 'multiexit_nb/grid.py'),
                                    'multiexit_nb.grid._teachers_first': ('grid.html#_teachers_first', 'multiexit_nb/grid.py'),
+                                   'multiexit_nb.grid._value': ('grid.html#_value', 'multiexit_nb/grid.py'),
                                    'multiexit_nb.grid.cell_id': ('grid.html#cell_id', 'multiexit_nb/grid.py'),
                                    'multiexit_nb.grid.cells': ('grid.html#cells', 'multiexit_nb/grid.py'),
                                    'multiexit_nb.grid.only_those': ('grid.html#only_those', 'multiexit_nb/grid.py'),

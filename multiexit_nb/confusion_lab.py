@@ -51,7 +51,7 @@ class ConfusionLab(Lab):
         self.runs, self.rows, self.at, self.title = {}, [], 0, ""
         self.picker = run_picker(value=run or demo_run())
         others = [("the same run", ""), *self.picker.options]
-        self.second = pick("with run", "whose exit to compare with", others)
+        self.second = pick("with run", "whose exit to compare with", others).add_class("mx-run")
         self.where, self.sentence = W.HTML(), W.HTML()
         self.strip = W.HTML(layout=W.Layout(min_height="106px"))
         empty = agreement.plot_confusion(agreement.confusion([0, 1], [0, 1]))

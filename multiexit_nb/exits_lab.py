@@ -53,6 +53,7 @@ class ExitsLab(Lab):
         self.picker = run_picker(value=run or demo_run())
         others = [("no other run", ""), *self.picker.options]
         self.second = pick("beside", "a second run, on the same axes", others, second or "")
+        self.second.add_class("mx-run")
         self.shares, self.tradeoff = figure_view(height=262), figure_view(height=262)
         self.image, self.thinking = figure_view(height=300, width=420), figure_view(height=420, width=600)
         self.summary, self.strips, self.picture, self.near = (W.HTML() for _ in range(4))

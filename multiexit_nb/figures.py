@@ -32,8 +32,10 @@ def template():
     axis = dict(gridcolor=GRID, zerolinecolor=GRID, linecolor=GREY, automargin=True, title_standoff=8)
     return go.layout.Template(layout=dict(
         font=dict(color=GREY, size=13), paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)",
-        xaxis=axis, yaxis=axis, margin=dict(l=60, r=20, t=45, b=50),
-        legend=dict(bgcolor="rgba(0,0,0,0)"), title=dict(x=0.01, font_size=15),
+        xaxis=axis, yaxis=axis, margin=dict(l=60, r=20, t=54, b=50),
+        legend=dict(bgcolor="rgba(0,0,0,0)"),
+        title=dict(x=0.01, font_size=15, y=1, yref="container", yanchor="top", pad_t=27),
+        modebar=dict(bgcolor="rgba(0,0,0,0)", color=GREY, activecolor=_SHALLOW_TO_DEEP[-1]),
         colorscale=dict(sequential="Viridis"), width=760, height=380))
 
 def figure(title: str = "", x: str = "", y: str = "", **layout):

@@ -14,7 +14,7 @@ from fastcore.basics import patch
 
 from .core import InputError, brief, check_value
 from .methods import run_arguments
-from .experiment import PARAMETERS, parameter
+from .experiment import PARAMETERS, parameter, settled
 from .files import to_json
 from .parameters import read_yaml
 from .runs import Run
@@ -109,13 +109,18 @@ def _learns_from(grid: dict, line: dict) -> dict[str, str]:
     return {k: args[k] for k in run_arguments(p.get("method", "")) if isinstance(args.get(k), str)}
 
 # %% ../nbs/45_grid.ipynb #only
+def _value(cell: Cell, name: str):
+    "A parameter of a run: as given, else as usual for its data set, or as its recipe has it."
+    if name in cell.parameters or name not in PARAMETERS:
+        return cell.parameters.get(name)
+    return settled(cell.parameters)[name]
+
 def only_those(found: list[Cell],
                wanted: dict     # name of a parameter (or `name`, of a line) -> values, one of which it has
               ) -> list[Cell]:
     "The cells that agree with all of it, and the teachers they wait for. Raises InputError if none does."
     def agrees(c: Cell, k: str, values: list) -> bool:
-        usual = PARAMETERS[k].default if k in PARAMETERS else None
-        return (c.name if k == "name" else c.parameters.get(k, usual)) in values
+        return (c.name if k == "name" else _value(c, k)) in values
     chosen = {c.id for c in found if all(agrees(c, k, v) for k, v in wanted.items())}
     if not chosen:
         asked = ", ".join(f"{k}={' or '.join(map(brief, v))}" for k, v in wanted.items())

@@ -48,7 +48,7 @@ class RdmLab(Lab):
         self.compared = None      # what the matrix of similarities was made of
         self.first = run_picker("run", value=run or demo_run())
         others = [("no other run", ""), *self.first.options]
-        self.second = pick("beside", "a second run, or the same at another exit", others)
+        self.second = pick("beside", "a second run, or the same at another exit", others).add_class("mx-run")
         self.pictures, self.similar = figure_view(height=400, width=600), figure_view(height=470, width=600)
         self.blocks, self.frame = W.HTML(), W.VBox().add_class("mx-square")
         self.pair = W.HTML(layout=W.Layout(min_height="84px"))

@@ -167,8 +167,8 @@ def make_controls(self: TrainLab):
     self.fork = button("Fork", "", "code-fork")
     self.new = button("New", "put this run aside and begin another", "file")
     self.open = button("Open in exits", "", "external-link")
-    self.resume = pick("continue", "an unfinished run", [("a new run", "")])
-    self.beside = pick("beside", "a finished run, drawn faintly behind", [("no run", "")])
+    self.resume = pick("continue", "an unfinished run", [("a new run", "")]).add_class("mx-run")
+    self.beside = pick("beside", "a finished run, drawn faintly behind", [("no run", "")]).add_class("mx-run")
     self.which = pick("inner state", "what of the method is shown")
     self.sliders = {n: self.slider(n) for n in MOVABLE}
 

@@ -174,6 +174,7 @@ def make_controls(self: WeightsLab):
     "What can be chosen and moved."
     self.of = pick("weights of", "which of the runs")
     self.beside = pick("beside", "a second run with weights, at the same epoch", [("no other run", "")])
+    self.beside.add_class("mx-run")
     self.teacher = pick("teacher of", "whose teacher the lines show")
     self.slider = W.SelectionSlider(options=[0], description="epoch", continuous_update=True)
     self.play = W.Play(min=0, max=0, interval=150, show_repeat=False, tooltip="play")

@@ -82,8 +82,9 @@ def run_text(run: Run) -> str:
     p, top = run.parameters, run.result.get("test", {}).get("top1", [])
     name = str(p.get("dataset", "?")).rstrip("/").split("/")[-1]
     score = f"{top[0]:.1f} … {top[-1]:.1f} %" if top else "unfinished"
-    parts = [p.get("method"), name, p.get("model"), score, f"seed {p.get('seed', 0)}"]
-    parts.insert(0 if is_example(run.path) else len(parts), called(run))
+    example = is_example(run.path)
+    first = f"{p.get('method')}, example" if example else p.get("method")
+    parts = [first, name, p.get("model"), score, f"seed {p.get('seed', 0)}", *[called(run)]*(not example)]
     own = ", ".join(str(f).replace("\\", "/").rpartition("/")[2] for f in run.about.get("plugins", {}))
     parts += ["with " + own]*bool(own) + ["⚑ " + run.steered]*bool(run.steered)
     return one_line(" · ".join(map(str, parts)))
@@ -94,7 +95,8 @@ def run_picker(label: str = "run", several: bool = False, value=None, runs: list
     if not options:
         raise InputError("no finished run yet: train one, or call demo_run()")
     if not several:
-        return W.Dropdown(options=options, value=value or options[0][1], description=label)
+        picker = W.Dropdown(options=options, value=value or options[0][1], description=label)
+        return picker.add_class("mx-run")
     chosen = tuple(value) if value else (options[0][1],)
     return W.SelectMultiple(
         options=options,

@@ -11,6 +11,12 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="no 
 GREAT = {"Accuracy on val", "Loss terms on the training batches", "What an exit costs and gives (test)"}
 
 
+COVERED = """p => {
+    const box = x => p.querySelector(x)?.getBoundingClientRect(), title = box('.gtitle');
+    const above = title?.top < box('.modebar').bottom - 1;
+    return above || title?.bottom > box('.svg-container').top + p._fullLayout._size.t + 1; }"""
+
+
 @pytest.fixture(scope="module")
 def report(tmp_path_factory, lab_server):
     "A place with the notebook `train`, run by papermill."
@@ -33,6 +39,7 @@ def seen(page) -> set[str]:
         drawn = f"[...{cells}[{i}].node.querySelectorAll('.js-plotly-plot')].filter(p => p._fullLayout)"
         holds(page, f"{drawn}.length >= {figures}")
         found |= set(page.evaluate(f"{drawn}.map(p => p.querySelector('.gtitle')?.textContent || '')"))
+        assert not page.evaluate(f"{drawn}.filter({COVERED}).map(p => p.innerText)"), "a title is covered"
     return found
 
 

@@ -60,7 +60,7 @@ def test_they_stand_in_where_there_are_no_own_runs(examples, tiny_run):
     assert len(list_runs(os.environ["MULTIEXIT_RUNS"])) == 1
     beside = widgets.finished_runs()
     assert beside[0].id == own.id and sorted(r.id for r in beside[1:]) == NAMES
-    marked = [one_line(widgets.run_text(r)).startswith("example · ") for r in beside]
+    marked = [one_line(widgets.run_text(r)).partition(" · ")[0].endswith(", example") for r in beside]
     assert marked == [False, True, True, True]
     seconds = re.search(r"\d{8}-\d{6}", own.id)[0]
     assert [widgets.called(r) for r in beside] == [seconds, *["example"]*3]

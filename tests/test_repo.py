@@ -95,7 +95,7 @@ def test_notebook_form(f):
     assert not [o for o in outputs if o["output_type"] == "error"], "an error is stored in the outputs"
     limit = 500_000 if f.startswith("nbs/papers/") else 100_000
     if Path(f).stem in BATCH or f.startswith("nbs/labs/"):
-        limit = 0
+        limit = 50_000 if Path(f).stem == "benchmark" else 0      # its last cell shows the shipped rows
     size = sum(len(json.dumps(o)) for o in outputs)
     assert size <= limit, f"{size/1000:.0f} KB of outputs, {limit/1000:.0f} KB are allowed"
     too_long = [c["id"] for c in code if "#| export" in source(c) and len(source(c).splitlines()) > 41]

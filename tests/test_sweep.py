@@ -22,6 +22,7 @@ from lab_page import until
 
 from multiexit_nb import experiment, sweep, workers
 from multiexit_nb.core import InputError
+from multiexit_nb.experiment import PARAMETERS, settled
 from multiexit_nb.grid import Cell, RunsFolder, cells, read_grid
 from multiexit_nb.runs import Run, check_id
 from multiexit_nb.sweep import Sweep, checked
@@ -197,6 +198,18 @@ def test_a_part_of_a_grid_takes_its_teachers_along(tmp_path):
     g = dict(base=dict(dataset="digits", model="tiny", exits="none", epochs=2), runs=lines)
     assert [c.name for c in Sweep(g, tmp_path, only=dict(method=["kd"])).cells] == ["big", ""]
     assert [c.name for c in Sweep(g, tmp_path, only=dict(name=["big"])).cells] == ["big"]
+
+
+def test_a_part_of_a_grid_knows_what_is_usual(tmp_path):
+    "What a grid leaves out is what the run will have: its data set's settings, or its recipe's."
+    lines = [dict(name="usual"), dict(name="recipe", recipe="dbt-cifar"), dict(name="given", batch_size=32),
+             dict(name="digits", dataset="digits")]
+    usual = {line["name"]: settled({k: v for k, v in line.items() if k != "name"})["batch_size"]
+             for line in lines}
+    assert usual["usual"] != PARAMETERS["batch_size"].default
+    for size in set(usual.values()):
+        found = Sweep(dict(runs=lines), tmp_path, only=dict(batch_size=[size])).cells
+        assert {c.name for c in found} == {name for name, n in usual.items() if n == size}
 
 
 @pytest.mark.parametrize("only, says", [
@@ -395,6 +408,7 @@ def test_every_arm_is_started_with_what_the_first_came_to(tmp_path, monkeypatch)
 HOLD = """
 import sys, time
 from pathlib import Path
+from multiexit_nb.experiment import PARAMETERS, settled
 from multiexit_nb.grid import Cell, RunsFolder
 lock = RunsFolder(Path(sys.argv[1])).lock(Cell({}, "x"))
 lock.acquire()

@@ -178,7 +178,7 @@ def plot_agreement(cells: dict,              # of `agreement`
                     customdata=square(words), hovertemplate="%{customdata}<extra></extra>")
     ticks = dict(tickvals=[0, 1], ticktext=["right", "wrong"], showgrid=False, zeroline=False)
     fig.update_xaxes(**ticks, side="top").update_yaxes(**ticks, autorange="reversed", tickangle=-90)
-    return write_numbers(fig, size=15).update_layout(margin_t=110, title_y=.97)
+    return write_numbers(fig, size=15).update_layout(margin_t=110)
 
 # %% ../../nbs/55_agreement.ipynb #square
 def square(cells) -> list[list]:

@@ -170,7 +170,7 @@ def plot_temperature(series, at_end: tuple | None = None, mu: float | None = Non
     right = dict(overlaying="y", side="right", range=[0, 1.02], dtick=.2, title_text="confidence",
                  showgrid=False)
     legend = dict(orientation="h", y=1.02, yanchor="bottom")
-    return fig.update_layout(yaxis2=right, legend=legend, margin_t=80, title_y=.97)
+    return fig.update_layout(yaxis2=right, legend=legend, margin_t=80)
 
 # %% ../../nbs/57_compare.ipynb #plot-temperatures
 def plot_temperatures(series: dict,                   # name → Series

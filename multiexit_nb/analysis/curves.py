@@ -140,7 +140,7 @@ def plot_matrix(history, name: str, row: str = "teacher", column: str = "exit", 
     fig = figure(title, height=380, width=620)
     fig.add_heatmap(z=t.values, x=[f"{column} {c}" for c in t.columns], y=[f"{row} {r}" for r in t.index],
                     zmin=0, zmax=max(1, float(t.values.max())), colorscale="Viridis",
-                    colorbar=dict(thickness=12))
+                    colorbar=dict(thickness=12), hovertemplate="%{y}, %{x}: %{z:.3f}<extra></extra>")
     write_numbers(fig)
     return fig.update_yaxes(autorange="reversed", showgrid=False).update_xaxes(showgrid=False)
 
@@ -211,7 +211,8 @@ def _empty_panels(titles: tuple, title: str, x: str, y: str, rows: int, height: 
                         vertical_spacing=.16/rows**.5, horizontal_spacing=.05 if shared else .09)
     height = height or (380 if rows == 1 else 270*rows + 60)
     fig.update_layout(template=template(), title_text=title, height=height,
-                      width=max(760, min(900, 300*cols + 120)), margin_t=75)
+                      width=max(760, min(900, 300*cols + 120)),
+                      margin_t=94 if any("<br>" in t for t in titles) else 75)
     fig.update_xaxes(title_text=x, row=rows)
     return fig.update_yaxes(title_text=y, col=1)
 

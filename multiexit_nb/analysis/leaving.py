@@ -75,7 +75,7 @@ def plot_overthinking(table):
                     marker=dict(color=colour, pattern_shape=pattern),
                     customdata=t[name], hovertemplate="%{customdata:.2f} %")
     above = dict(orientation="h", y=1.02, yanchor="bottom", x=1, xanchor="right")
-    return fig.update_layout(legend=above, title_y=.98, margin_t=80)
+    return fig.update_layout(legend=above, margin_t=80)
 
 # %% ../../nbs/53_leaving.ipynb #classes-by-exit
 def classes_by_exit(outputs: Outputs,

@@ -15,6 +15,7 @@ from .paper import Form, Item, form_words, item_of, list_items
 from .statistics import (SPREADS, WILSON, Table, interval_text, number, runs_of,
                                               seeds_note)
 from ..core import InputError, check_value
+from ..figures import template
 from ..published_tables import published
 
 # %% ../../nbs/73_published.ipynb #run-notes
@@ -185,10 +186,9 @@ def says_nothing(fig) -> str:
 def entitle(fig, title: str, words: list[str]):
     "Give a figure its title, and below, in small lines that fit, what one must know to read it."
     small = textwrap.wrap("; ".join(filter(None, words)), 110)
-    more = 16*max(0, len(small) - 1)
-    if more:
-        top, height = fig.layout.margin.t or 75, fig.layout.height or 380
-        fig.update_layout(margin_t=top + more, height=height + more)
+    if small:
+        top, height = fig.layout.margin.t or template().layout.margin.t, fig.layout.height or 380
+        fig.update_layout(margin_t=top + 16*len(small), height=height + 16*len(small), title_pad_t=38)
     return fig.update_layout(title_text="".join([title, *(f"<br><sup>{line}</sup>" for line in small)]))
 
 # %% ../../nbs/73_published.ipynb #paper-figure

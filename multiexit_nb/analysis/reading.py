@@ -14,6 +14,7 @@ from pathlib import Path
 import pandas as pd
 
 from .matching import Found
+from .published import entitle
 from .statistics import Table, number
 from ..core import InputError, project_root, unknown
 from ..history import COLUMNS
@@ -106,8 +107,7 @@ def figure_from_study(item, study: str,
              for arm, said in lines.items()]
     seeds = min(len(f.runs) for f in found)
     title = f"{item.paper.name.upper()} {item.name.capitalize()}, on a small scale: {item.shows}"
-    small = f"{setting(study)}, {seeds} seeds"
-    return item.draw(found, **kw).update_layout(title_text=f"{title}<br><sup>{small}</sup>")
+    return entitle(item.draw(found, **kw), title, [f"{setting(study)}, {seeds} seeds"])
 
 # %% ../../nbs/77_reading.ipynb #published-gains
 def _ends(rows, ends=("first", "last")) -> dict:
