@@ -317,6 +317,7 @@ _LAYOUT = """
   --jp-widgets-margin: 1px;
                        max-height: 640px; overflow-y: auto; overflow-x: hidden; }
 .mx-lab .mx-controls .jupyter-widgets { max-width: 100%; }
+.mx-lab .mx-controls .mx-run { --jp-widgets-inline-label-width: 54px; }
 .mx-lab .mx-controls > *, .mx-lab .mx-controls .widget-vbox > * { flex-shrink: 0; }
 .mx-lab .mx-controls .widget-label { text-align: left; }
 .mx-lab .mx-controls .widget-select-multiple { flex-direction: column; height: auto; }
