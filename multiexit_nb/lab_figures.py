@@ -401,8 +401,20 @@ const watch = (lab, kernel) => kernel?.statusChanged?.connect((_, status) => {
 });
 """
 
+# %% ../nbs/59_lab_figures.ipynb #frame-top
+_TOP = """
+const keepOnTop = lab => {
+  const enough = new AbortController();
+  const often = setInterval(() => lab.scrollIntoView({ block: "start" }), 200);
+  const end = () => { clearInterval(often); enough.abort(); };
+  for (const what of ["wheel", "pointerdown", "keydown"])
+    window.addEventListener(what, end, { capture: true, signal: enough.signal });
+  setTimeout(end, 4000);
+};
+"""
+
 # %% ../nbs/59_lab_figures.ipynb #frame-script
-_FRAME = _NAMES + _GONE + """
+_FRAME = _NAMES + _GONE + _TOP + """
 export default { render({ model, el }) {
   const begin = setInterval(() => {
     const lab = el.closest(".mx-lab");
@@ -418,7 +430,7 @@ export default { render({ model, el }) {
     new MutationObserver(() => setTimeout(look, 100)).observe(lab, { childList: true, subtree: true });
     if (model.get("fresh")) {
       model.set("fresh", false); model.save_changes();
-      setTimeout(() => lab.scrollIntoView({ block: "start" }), 500);
+      if (!document.body.dataset.voila) keepOnTop(lab);
     }
   }, 50);
   return () => clearInterval(begin);

@@ -115,10 +115,15 @@ def opened(place, name, theme="light", width=1500, height=1500, slow=1):
 
 
 @contextlib.contextmanager
-def notebook(place, name, theme="light", width=1500, height=1500, files=False, slow=1):
-    "As `opened`, and run (with `files` beside JupyterLab's list of files)."
+def notebook(place, name, theme="light", width=1500, height=1500, files=False, slow=1, by_hand=False):
+    """As `opened`, and run (with `files` beside JupyterLab's list of files); `by_hand` with Shift + Enter in
+    the last cell, which makes another below it."""
     with opened(place, name, theme, width, height, slow) as (page, errors, elsewhere):
-        command(page, "notebook:run-all-cells")
+        if by_hand:
+            page.locator(".jp-CodeCell .cm-content").last.click()
+            page.keyboard.press("Shift+Enter")
+        else:
+            command(page, "notebook:run-all-cells")
         if not files:
             command(page, "application:toggle-left-area")
         yield page, errors, elsewhere
