@@ -214,9 +214,9 @@ def test_the_train_lab_by_its_buttons():
     lab.setup.dataset.value = "digits"
     assert not lab.line.value  # the line goes with its cause
     lab.step.click()
-    until(lambda: lab.sessions and lab.session.state == "paused" and len(lab.inner.data) == 1)
+    until(lambda: lab.sessions and lab.session.state == "paused" and len(lab.inner.data) == 2)
     assert not lab.fork.disabled and [len(t.x) for t in lab.accuracy.data] == [1] * 5
-    assert lab.inner.data[0].type == "heatmap" and lab.which.value == "weights"
+    assert [t.type for t in lab.inner.data] == ["heatmap", "scatter"] and lab.which.value == "weights"
     lab.sliders["alpha"].value = 1.0
     until(lambda: "α 3 → 1" in lab.flags.value)
     until(lambda: [(a.text, a.y) for a in lab.accuracy.layout.annotations] == [("1", 1)])  # above the curves
