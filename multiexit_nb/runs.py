@@ -439,6 +439,6 @@ def whole_runs(folder=None) -> list[Run]:
 
 # %% ../nbs/43_runs.ipynb #with-examples
 def with_examples(runs: list[Run]) -> list[Run]:
-    "Some runs, and the shipped examples that are not among them."
+    "Some runs, and the shipped examples that are not among them, in the order of `list_runs`."
     known = {run.path for run in runs}
-    return [*runs, *(Run(path) for path in example_folders() if path not in known)]
+    return [*runs, *(Run(path) for path in reversed(example_folders()) if path not in known)]

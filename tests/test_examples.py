@@ -51,6 +51,7 @@ def test_one_says_what_its_weights_say(name, examples):
 
 
 def test_they_stand_in_where_there_are_no_own_runs(examples, tiny_run):
+    alone = list_runs().run.tolist()
     assert sorted(list_runs().run) == NAMES and set(list_runs().note) == {"example"}
     assert sorted(r.id for r in arms.finished_runs()) == NAMES
     with pytest.raises(InputError, match="example-mate"):
@@ -58,6 +59,7 @@ def test_they_stand_in_where_there_are_no_own_runs(examples, tiny_run):
     own = tiny_run()
     assert list_runs().run.tolist() == [own.id] and [r.id for r in arms.finished_runs()] == [own.id]
     assert len(list_runs(os.environ["MULTIEXIT_RUNS"])) == 1
+    assert [r.id for r in with_examples([own])] == [own.id, *alone]      # the first example is the same one
     beside = widgets.finished_runs()
     assert beside[0].id == own.id and sorted(r.id for r in beside[1:]) == NAMES
     marked = [one_line(widgets.run_text(r)).partition(" · ")[0].endswith(", example") for r in beside]
