@@ -338,6 +338,7 @@ _PARTS = """
 .mx-lab .mx-figures > .mx-narrow { flex: 0 0 160px; }
 .mx-lab .mx-square { max-width: 700px; }
 .mx-lab .mx-controls.mx-form { --jp-widgets-inline-label-width: 106px; }
+.mx-lab .mx-controls.mx-form .mx-run { --jp-widgets-inline-label-width: 64px; }
 .mx-lab .mx-wide > * { flex-basis: 100%; }
 .mx-lab .mx-key { --jp-widgets-inline-width: calc(100% - 8px); --jp-widgets-inline-label-width: 150px; }
 .mx-lab .mx-key .widget-slider { flex: 1 1 300px; }
