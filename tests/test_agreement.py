@@ -2,12 +2,13 @@
 import time
 
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn.metrics import confusion_matrix
 
 from multiexit_nb.analysis import agreement as A
 from multiexit_nb.core import InputError
-from multiexit_nb.figures import exit_colours
+from multiexit_nb.figures import exit_colours, luminance
 
 RNG = np.random.default_rng(0)
 Y = RNG.integers(0, 7, 500)
@@ -108,3 +109,15 @@ def test_wrong_input_is_one_line(call, says):
     with pytest.raises(InputError, match=says) as e:
         call()
     assert "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("ground", [(255, 255, 255), (17, 17, 17)], ids=["light", "dark"])
+def test_more_images_stand_out_more_on_a_light_and_on_a_dark_page(ground):
+    table = pd.DataFrame(np.arange(400).reshape(20, 20))
+    heat = A.plot_confusion(table).data[0]
+    seen = []
+    for _, colour in heat.colorscale:
+        *parts, a = map(float, colour[5:-1].split(","))
+        light = luminance([a*c + (1 - a)*g for c, g in zip(parts, ground, strict=True)])
+        seen.append(abs(light - luminance(ground)))
+    assert seen == sorted(seen) and seen[0] < .2*seen[-1]

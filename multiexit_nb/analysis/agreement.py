@@ -97,15 +97,18 @@ def images_of(answered, labels, classes, answers) -> np.ndarray:
     return np.flatnonzero(np.isin(y, classes) & np.isin(a, answers))
 
 # %% ../../nbs/55_agreement.ipynb #tint
-def tint(colour: str, share: float) -> tuple:   # share: 0 … 1 of the largest
-    "An exit's colour on white, by square root."
-    a = .12 + .88*max(0., min(1., share))**.5
-    return tuple(round(255 - a*(255 - float(c))) for c in colour[4:-1].split(","))
+def tint(colour: str, share: float,   # 0 … 1 of the largest
+         on_white: bool = True) -> str:
+    "An exit's colour on white, or on whatever is behind it, by square root."
+    a, parts = .12 + .88*max(0., min(1., share))**.5, [float(c) for c in colour[4:-1].split(",")]
+    if on_white:
+        return f"rgb{tuple(round(255 - a*(255 - c)) for c in parts)}"
+    return f"rgba{(*map(round, parts), round(a, 3))}"
 
 # %% ../../nbs/55_agreement.ipynb #colour-scale
-def colour_scale(colour: str) -> list:
+def colour_scale(colour: str, on_white: bool = True) -> list:
     "Plotly's scale of it."
-    return [[share, f"rgb{tint(colour, share)}"] for share in (0, .01, .04, .1, .25, .5, 1)]
+    return [[share, tint(colour, share, on_white)] for share in (0, .01, .04, .1, .25, .5, 1)]
 
 # %% ../../nbs/55_agreement.ipynb #plot-confusion
 def plot_confusion(table,                   # of `confusion` or `grouped`
@@ -121,8 +124,8 @@ def plot_confusion(table,                   # of `confusion` or `grouped`
     fig = figure(title, "the exit answers", "it is", width=size + 90, height=size + 40)
     unit = "%{z:.1%} of the row" if shares else "%{z} images"
     fig.add_heatmap(z=[[None if np.isnan(x) else round(x, 4) for x in row] for row in v.tolist()],
-                    x=list(range(n)), y=list(range(n)), zmin=0, zmax=top, colorscale=colour_scale(colour),
-                    xgap=1, ygap=1, hoverongaps=False,
+                    x=list(range(n)), y=list(range(n)), zmin=0, zmax=top, xgap=1, ygap=1, hoverongaps=False,
+                    colorscale=colour_scale(colour, on_white=n <= 12),
                     hovertemplate=f"it is %{{y}}, the exit answers %{{x}}: {unit}<extra></extra>",
                     colorbar=dict(thickness=10, tickformat=".0%" if shares else None))
     write_numbers(fig, "{:.0%}" if shares else "{:.0f}")
