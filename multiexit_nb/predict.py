@@ -40,11 +40,11 @@ def take_rows(x, rows: Tensor):   # a tensor, None, or lists and tuples of them
 @torch.inference_mode()
 def exits_in_turn(net: MultiExitNet, x: Tensor, policy: Policy) -> Iterator[tuple[int, Tensor, Tensor]]:
     "(exit from 1, rows of the batch that reach it, their logits), only as deep as the policy lets them go."
+    if not len(x):
+        return
     rows, state, before = torch.arange(len(x), device=x.device), None, None
     with evaluating(net) if net.training else contextlib.nullcontext():
         for s in range(1, len(net.backbone.stages) + 1):
-            if not len(rows):
-                break
             x = net.backbone.upto(x, s, done=s - 1)
             for m in (m for m, at in enumerate(net.at) if at == s and (policy.asks(m) or len(net.links))):
                 before = net.answer(m, x, before)[0]
@@ -54,10 +54,10 @@ def exits_in_turn(net: MultiExitNet, x: Tensor, policy: Policy) -> Iterator[tupl
                     return
                 sure, state = policy.confidence(z, m, state)
                 stay = (~(sure >= policy.thresholds[m])).nonzero().flatten()
+                if not len(stay):
+                    return
                 if len(stay) < len(rows):
                     x, state, rows, before = (take_rows(v, stay) for v in (x, state, rows, before))
-                if not len(rows):
-                    break
 
 # %% ../nbs/38_predict.ipynb #early-exit
 def early_exit(net: MultiExitNet,
