@@ -21,7 +21,7 @@ from .rdm_query import (
 from .runs import Run
 from .text import html
 from .widgets import (
-    Job, Lab, RunWithImages, button, demo_run, pick, row, run_picker, save_row,
+    Cancelled, Job, Lab, RunWithImages, button, demo_run, pick, row, run_picker, save_row,
     what_was_read, whole)
 
 # %% ../nbs/65_rdm_lab.ipynb #rdmlab
@@ -244,33 +244,30 @@ class Changed(Exception):
 @patch
 def work(self: RdmLab, job: Job):
     "In the thread: compute and show, until what is shown is what is wanted."
-    try:
-        while not self.shows(job, self.next):
-            pass
-    except BaseException:
-        with self.lock:
-            self.busy = False
-        self.allow_again()
-        raise
+    while not self.shows(job, self.next):
+        pass
 
 # %% ../nbs/65_rdm_lab.ipynb #shows
 @patch
 def shows(self: RdmLab, job: Job, query: RdmQuery) -> bool:
-    "Compute and show a query; is it still what is wanted?"
+    "Compute and show a query; False where something else is wanted by now, also if this one failed."
     def tell(done, total, text=""):
         job.report(done, total, text)
         if self.next is not query:
             raise Changed
 
+    error = None
     try:
         self.compute(query, tell)
-    except Changed:
-        return False
+    except BaseException as e:
+        error = e
     with self.lock:
-        if self.next is not query:
+        if self.next is not query and not isinstance(error, Cancelled):
             return False
         self.busy = False
-        self.allow_again("what is shown is what is wanted")
+        self.allow_again("" if error else "what is shown is what is wanted")
+        if error:
+            raise error
         job.line.value = f"{len(query.rows):,} images"
     return True
 

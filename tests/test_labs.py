@@ -72,7 +72,7 @@ def test_what_is_gone_is_gone_and_what_a_person_did_stays():
 
 
 def test_a_session_steps_holds_and_writes_down_what_is_moved():
-    s = steer.Session(QUICK | dict(schedule="constant")).step()
+    s = steer.Session(QUICK | dict(schedule="constant", epochs=30)).step()
     until(lambda: s.state == "paused")
     assert s.epoch == 1
     s.set("alpha", 1.5)
@@ -90,9 +90,9 @@ def test_a_session_steps_holds_and_writes_down_what_is_moved():
     assert s.position == where and s.alive
     s.go()
     until(lambda: s.over)
-    assert s.state == "finished" and s.run.finished and s.epoch == 3
+    assert s.state == "finished" and s.run.finished and s.epoch == 30
     lr = s.history[s.history.metric == "lr"].value.tolist()
-    assert lr == [0.05, 0.01, 0.01]
+    assert lr == [0.05] + [0.01]*29
 
 
 def test_what_is_moved_again_before_the_next_step_has_changed_once():

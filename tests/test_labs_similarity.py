@@ -14,7 +14,7 @@ from tiny import TINY
 
 from multiexit_nb import confusion_lab, rdm_lab, widgets
 from multiexit_nb.analysis import agreement, rdm
-from multiexit_nb.core import MultiExitOutput
+from multiexit_nb.core import InputError, MultiExitOutput
 from multiexit_nb.figures import exit_colours
 
 
@@ -166,6 +166,20 @@ def check_combinations(lab, names):
         )
         n += 1
     return n
+
+
+def test_what_is_wanted_while_something_else_fails_is_computed(small, monkeypatch):
+    compute, first, second = small.compute, *small.distance.options[:2]
+    def fails(query, tell):
+        if query.distance == second:
+            small.distance.value = first     # chosen before the error is there
+            raise InputError("not this one")
+        compute(query, tell)
+    small.distance.value = first
+    settled(small)
+    monkeypatch.setattr(small, "compute", fails)
+    small.distance.value = second
+    assert settled(small).drawn.distance == first and not small.busy
 
 
 def test_no_control_of_the_rdm_lab_leads_into_a_traceback(small):

@@ -280,20 +280,20 @@ def test_bfloat16_training_has_float32_losses_and_weights(name):
 
 
 @pytest.mark.parametrize("name", but({"hdkd", "mate"}, [n for n in NAMES if overrides(n, "before_step")]))
-def test_loss_weights_are_learned_in_float32_though_the_training_is_not(name):
-    "The pass that moves γ, or α, sees no bfloat16; the training step beside it does."
+def test_loss_weights_are_learned_in_the_precision_of_the_training(name):
+    "The pass that moves γ, or α, is in bfloat16 as the step beside it, whose gradients it takes over."
     data = load_dataset("digits", images_per_class=20)
     net, method, _ = make(name, data)
     dtypes, where, move = {"step": set(), "pass": set()}, ["step"], method.before_step
     net.backbone.stages[1].register_forward_hook(lambda m, i, o: dtypes[where[0]].add(o.dtype))
     def before_step(step):
-        assert step.grads is None      # those of the bfloat16 step are not taken for exact
+        assert step.precision == "bf16" and step.grads
         where[0] = "pass"
         move(step)
         where[0] = "step"
     method.before_step = before_step
     list(run(net, method, data, Recipe(epochs=1, batch_size=64, precision="bf16", channels_last=False)))
-    assert dtypes["pass"] == {torch.float32} and torch.bfloat16 in dtypes["step"]
+    assert dtypes["pass"] == {torch.bfloat16} and torch.bfloat16 in dtypes["step"]
 
 
 # ---------------------------------------------------------------- several processes
@@ -448,7 +448,7 @@ def test_auto_weighs_the_phases_by_their_length(epochs, best, data, monkeypatch)
     before = {k: v.clone() for k, v in method.ready(net).state_dict().items()}
     rng = torch.get_rng_state()
     timed = set()
-    def timer(objective, x, y, choice):
+    def timer(objective, x, y, choice, clock):
         phase, m = objective.phase, objective.method
         timed.add((phase.name, type(phase.learner).__name__))
         assert phase.learner is not net and phase.learner is not method.heads and m is not method     # copies
