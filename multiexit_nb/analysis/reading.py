@@ -72,6 +72,9 @@ class ShippedRun:
     history: object     # DataFrame of (epoch, split, exit, metric, value)
     result: dict        # "test": metric → one value per exit
 
+    def outputs(self, split: str):
+        raise InputError(f"{self.id}: the shipped results of a study have no outputs")
+
 def _shipped_run(arm: str, parameters: dict, rows) -> ShippedRun:
     scored = rows[(rows.epoch == 0) & (rows.split == "test")].sort_values("exit")
     test = {str(k): g.value.tolist() for k, g in scored.groupby("metric", observed=True)}

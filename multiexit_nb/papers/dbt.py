@@ -86,6 +86,14 @@ def _confidence(history, name: str):
     rows = rows[rows.split == curves.scored_split(rows)] if len(rows) else rows
     return rows.groupby("epoch").value.last()
 
+def _confidence_at_end(run, taus) -> tuple[float, ...] | None:
+    "The last exit's on test images, at each of these temperatures; None where a run has no outputs."
+    try:
+        test = run.outputs("test")
+    except InputError:
+        return None
+    return tuple(float(test.confidence("max", [tau]*test.num_exits)[-1].mean()) for tau in taus)
+
 _6 = [Arm(paper.parameters("cifar100(150)", "msdnet_dbt_cifar", "dbt"), {})]
 
 @declare_figure(paper, "6", "temperature and the last exit's confidence by epoch", _6, **TABLE_2)
@@ -96,10 +104,8 @@ def figure_6(found):
     if not len(t):
         raise InputError(f"DBT Figure 6: run {run.id} logged no temperature")
     plain, tempered = (_confidence(run.history, n) for n in ("confidence", "tempered_confidence"))
-    test = run.outputs("test")
-    at_end = tuple(float(test.confidence("max", [tau]*test.num_exits)[-1].mean())
-                   for tau in (1., float(t.iloc[-1])))
-    fig = compare.plot_temperature(t, None if len(plain) else at_end, used(run, "mu"))
+    at_end = None if len(plain) else _confidence_at_end(run, (1., float(t.iloc[-1])))
+    fig = compare.plot_temperature(t, at_end, used(run, "mu"))
     for name, series, dash in (("confidence at τ = 1", plain, "solid"),
                                ("confidence at τ", tempered, "dash")):
         if len(series):
