@@ -158,7 +158,8 @@ def test_papermill(p, texts, loaded, counts):
                 e.__traceback__.tb_next.tb_next.tb_next.tb_frame):
             raise
         what = "no Python: the kernel says so"
-    assert not what.startswith("one line, with data") or "Diverged" in what, what
+    late = what.startswith("one line, with data")     # how large the smallest class is, only the data know
+    assert not late or "Diverged" in what or "images_per_class" in what, what
     tell("papermill", what)
 
 
