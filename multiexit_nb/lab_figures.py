@@ -119,9 +119,9 @@ def thinned(axis: dict, height: int) -> dict:   # a vertical axis; pixels of the
     "The axis with no more names than there is room for."
     low, high = axis.get("domain", (0, 1))
     names = axis.get("tickvals") or ()
-    every = -(-len(names)//max(2, int((high - low)*(height - 90)/13)))
-    every = slice((len(names) - 1) % max(1, every), None, max(1, every))
-    return axis | {k: list(axis[k])[every] for k in ("tickvals", "ticktext") if axis.get(k) is not None}
+    every = max(1, -(-len(names)//max(2, int((high - low)*(height - 90)/13))))
+    kept = slice((len(names) - 1) % every, None, every)
+    return axis | {k: list(axis[k])[kept] for k in ("tickvals", "ticktext") if axis.get(k) is not None}
 
 # %% ../nbs/59_lab_figures.ipynb #fitted
 _MODEBAR = dict(orientation="v", bgcolor="rgba(0,0,0,0)")

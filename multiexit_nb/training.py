@@ -133,7 +133,7 @@ def start(self: Training, saved: dict | None) -> Training:
     phase = saved.get("phase", 0) if saved else 0
     self.enter(phase, begin=not saved)
     if saved:
-        self.decided = SpeedChoice(**{"turns": "fp32"} | saved["decided"])   # as it was
+        self.decided = SpeedChoice(**{"turns": "fp32"} | saved["decided"])   # as in runs made earlier
     else:
         asked = self.recipe, self.net, self.method, self.device, self.batch, self.draws
         self.decided = of_first(decide(*asked))

@@ -105,7 +105,7 @@ def figure_6(found):
         raise InputError(f"DBT Figure 6: run {run.id} logged no temperature")
     plain, tempered = (_confidence(run.history, n) for n in ("confidence", "tempered_confidence"))
     at_end = None if len(plain) else _confidence_at_end(run, (1., float(t.iloc[-1])))
-    fig = compare.plot_temperature(t, at_end, used(run, "mu"))
+    fig = compare.plot_temperature(t, at_end, used(run, "mu") if at_end or len(plain) else None)
     for name, series, dash in (("confidence at τ = 1", plain, "solid"),
                                ("confidence at τ", tempered, "dash")):
         if len(series):
